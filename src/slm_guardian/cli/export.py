@@ -1,0 +1,48 @@
+"""guardian export and guardian calibrate: the last two steps before a guardian is used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Trained prefix model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the embedded guardian.")],
+) -> None:
+    """Write the embedded guardian: int8 ONNX that runs without torch.
+
+    Example: guardian export -m runs/out/safety -o runs/out/mini
+    """
+    from slm_guardian.train.export import export_onnx
+
+    sizes = export_onnx(model, out)
+    for name, size in sizes.items():
+        typer.echo(f"{size / 1e6:8.2f} MB  {name}")
+    typer.echo(f"{sum(sizes.values()) / 1e6:8.2f} MB  {out}")
+
+
+def calibrate(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model directory (exported or not).")],
+    dev: Annotated[Path, typer.Option(help="Labelled queries with `lang`: temperature and thresholds.")],
+    benign: Annotated[list[str] | None, typer.Option(help="Benign queries (safe rows are used); repeatable.")] = None,
+    dev_fpr: Annotated[float, typer.Option(min=0, max=1, help="FPR allowed on the safe rows of --dev.")] = 0.08,
+    fpr: Annotated[float, typer.Option(min=0, max=1, help="FPR allowed on --benign.")] = 0.02,
+) -> None:
+    """Fit the temperature, and a threshold per policy for stated false-positive rates.
+
+    Example: guardian calibrate -m runs/out/mini --dev seed/dev.jsonl --benign 'public/dev/chatbot*.jsonl'
+    """
+    from slm_guardian.example import read_examples
+    from slm_guardian.text import language
+    from slm_guardian.train.calibrate import calibrate as fit
+    from slm_guardian.train.corpora import expand
+
+    files = expand(benign or [])
+    safe = [e for path in files for e in read_examples(path)[0] if e.label == "safe"]
+    pools = {lang: ([e for e in safe if language(e.text) == lang], fpr) for lang in ("ko", "en")}
+    rows = [e for e in read_examples(dev)[0] if e.label]
+    typer.echo(json.dumps(fit(model, rows, dev_fpr, pools, [dev, *files]), indent=1))

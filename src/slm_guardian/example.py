@@ -1,0 +1,166 @@
+"""Example: the one record that flows from generation to evaluation, its files and its manifests."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slm_guardian.errors import DataError
+
+LABELS = ("safe", "unsafe")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query with what is known about it. `category` is None for safe rows and where unknown."""
+
+    text: str
+    label: str | None = None
+    category: str | None = None
+    lang: str | None = None
+    kind: str | None = None
+    response: str | None = None
+    source: str | None = None
+    licence: str | None = None
+    pair: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def id(self) -> str:
+        """Content hash (16 hex digits) of text and label: the same row has the same id in every file."""
+        return hashlib.sha256(f"{self.text}\x00{self.label}".encode(errors="surrogatepass")).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary without empty fields, for JSON."""
+        row = {k: v for k, v in dataclasses.asdict(self).items() if k != "extra" and v is not None}
+        return {"id": self.id, **row, **self.extra}
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that was not used, and why. Holds the place of the row, never its text."""
+
+    where: str
+    reason: str
+
+
+def from_row(row: dict[str, Any]) -> Example:
+    """Build an Example from a JSON or CSV row.
+
+    Accepts `text` or `prompt`, and `kind` or `type`. Raises ValueError with a short reason when the
+    row cannot be used.
+    """
+    text = row.get("text", row.get("prompt"))
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("no 'text' or 'prompt'")
+    label = row.get("label") or None
+    if label is not None and label not in LABELS:
+        raise ValueError("label is neither 'safe' nor 'unsafe'")
+    category = row.get("category") or None
+    pair = row.get("pair")
+    known = {"id", "text", "prompt", "label", "category", "kind", "type", "pair"}
+    named = {f.name for f in dataclasses.fields(Example)} - known - {"extra"}
+    return Example(
+        text=text,
+        label=label,
+        category=None if category == "safe" else category,
+        kind=row.get("kind") or row.get("type") or None,
+        pair=None if pair is None or pair == "" else f"{row.get('source', '')}#{pair}",
+        extra={k: v for k, v in row.items() if k and k not in known | named},
+        **{k: row.get(k) or None for k in named},
+    )
+
+
+def read_examples(path: str | os.PathLike[str]) -> tuple[list[Example], list[Reject]]:
+    """Read a .jsonl, .csv or .txt file (a query a line). Rows that cannot be used come back as rejects.
+
+    Raises DataError when the file is missing, of another type, or holds no usable row.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+        raise DataError(f"{path} is not a file: check the path")
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".txt": _txt_rows}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: use a .jsonl, .csv or .txt file")
+    examples, rejects = [], []
+    for where, row in readers[path.suffix](path):
+        try:
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+            examples.append(from_row(row))
+        except ValueError as error:
+            rejects.append(Reject(f"{path.name}:{where}", str(error)))
+    if not examples:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in Counter(r.reason for r in rejects).items())
+        raise DataError(f"{path} has no usable row ({reasons or 'it is empty'})")
+    return examples, rejects
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError):  # also a number of 5000 digits, 100 000 open brackets
+            yield number, None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    lines = (line.replace("\x00", "") for line in _lines(path))
+    try:
+        yield from enumerate(csv.DictReader(lines), 2)
+    except csv.Error as error:
+        raise DataError(f"{path} is not a CSV file: {error}") from None
+
+
+def _txt_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            yield number, {"text": line.rstrip("\r\n")}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file; bytes that are not UTF-8 become U+FFFD, so one bad byte costs no row."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        yield from file
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows as JSON Lines through a temporary file, so that a kill never leaves half a file.
+
+    Lone surrogates are written as JSON escapes: the file is UTF-8, and they come back as they were.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    partial.replace(path)
+    return count
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write one JSON value through a temporary file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="backslashreplace")
+    partial.replace(path)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, for manifests."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

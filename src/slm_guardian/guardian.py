@@ -1,0 +1,272 @@
+"""Guardian: the object that users hold. It judges queries by a policy and answers the harmful ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from slm_guardian import answers
+from slm_guardian.engines import Engine, load_engine
+from slm_guardian.errors import ModelError, PolicyError
+from slm_guardian.policy import Action, Category, Policy
+from slm_guardian.text import language, views, windows
+
+MAX_ANSWER = 96  # tokens
+MAX_TEXT = 2_000_000  # characters; more is refused, never cut
+_BANNED = np.float32(-1e9)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the guardian says about one text.
+
+    `harm` is the calibrated P(harm), None when it could not judge (see `error`; the label is then unsafe:
+    the guardian fails closed). `action` is what the policy wants done: `pass`, `answer`, `block` or `flag`.
+    """
+
+    text: str
+    label: str
+    harm: float | None
+    category: str | None
+    group: str | None
+    response: str | None
+    policy: str
+    model: str
+    action: Action | str = "pass"
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that `guardian check --json` prints."""
+        keys = ("text", "label", "harm", "category", "group", "response", "policy", "model")
+        row = {key: getattr(self, key) for key in keys}
+        return row | ({"error": self.error} if self.error else {})
+
+
+class Guardian:
+    """A model with its policies. Build one with `Guardian.load()`.
+
+    >>> guardian = Guardian.load()                                     # doctest: +SKIP
+    >>> guardian.check("my phone died, how do I bring it back to life?").label    # doctest: +SKIP
+    'safe'
+    """
+
+    def __init__(
+        self, engine: Engine, policies: Sequence[Policy], manifest: Mapping[str, Any], name: str, threshold: float | None
+    ) -> None:
+        self.engine, self.name = engine, name
+        self.policies = {policy.language: policy for policy in policies}
+        self._default = policies[0]
+        self._manifest = manifest
+        self._threshold = threshold
+        self._temperature = float(manifest.get("calibration", {}).get("temperature", 1.0))
+        self._casing = manifest.get("casing", {})
+        for policy in policies:
+            self._check_fit(policy)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        policy: str | Path | Policy | None = None,
+        threshold: float | None = None,
+        threads: int | None = None,
+    ) -> Guardian:
+        """Load a guardian: the shipped one, or a model directory.
+
+        Without `policy` the shipped packs are used, each for its language. `threshold` overrides all others.
+        Raises ModelError or PolicyError with what to do.
+        """
+        directory = Path(model) if model else Path(str(files("slm_guardian").joinpath("assets/mini")))
+        engine = load_engine(directory, threads)
+        if isinstance(policy, Policy):
+            policies = [policy]
+        else:
+            policies = [Policy.load(name) for name in ([policy] if policy else ["ko", "en"])]
+        manifest = _manifest(directory)
+        return cls(engine, policies, manifest, manifest.get("name") or directory.name, threshold)
+
+    @property
+    def threshold(self) -> float:
+        """P(harm) from which the default policy's categories without a threshold of their own are unsafe."""
+        return self._base_threshold(self._default)
+
+    @overload
+    def check(self, texts: str, respond: bool = True, force: bool = False) -> Verdict: ...
+    @overload
+    def check(self, texts: Sequence[str], respond: bool = True, force: bool = False) -> list[Verdict]: ...
+
+    def check(
+        self, texts: str | Sequence[str], respond: bool = True, force: bool = False
+    ) -> Verdict | list[Verdict]:
+        """Judge one text or many, in order.
+
+        `respond` also writes the answers of harmful ones; `force` treats every text as harmful and so gets
+        a safeguard answer for it without retraining (its `harm` stays what the model says).
+        """
+        if isinstance(texts, str):
+            return self._check([texts], respond, force)[0]
+        return self._check(list(texts), respond, force)
+
+    def respond(self, text: str, category: str | None = None) -> str:
+        """A safeguard answer to a text, whatever its label; `category` overrides the model's choice."""
+        return "".join(self.stream(text, category))
+
+    def stream(self, text: str, category: str | None = None) -> Iterator[str]:
+        """The answer, sentence by sentence: each is checked before it is given out.
+
+        If the first sentence fails its check, the policy's fallback comes instead; a later one ends the answer.
+        Raises PolicyError for an unknown category.
+        """
+        policy = self.policy_for(text)
+        chosen = self._category(text, policy, category)
+        shown = ""
+        for sentence in self._sentences(text, policy, chosen):
+            if answers.fault(shown + sentence, text, policy, chosen):
+                break
+            shown += sentence
+            yield self._final(sentence, policy, chosen)
+        if not shown:
+            yield answers.fallback(policy, chosen, text)
+
+    def draft(self, text: str, category: str) -> tuple[str, str | None]:
+        """The model's whole answer in slot form, unchecked, and the fault that would keep it from being shown."""
+        policy = self.policy_for(text)
+        chosen = self._category(text, policy, category)
+        written = "".join(self._sentences(text, policy, chosen))
+        return written, answers.fault(written, text, policy, chosen)
+
+    def policy_for(self, text: str) -> Policy:
+        """The policy of the text's language, else the first one."""
+        return self.policies.get(language(text), self._default)
+
+    def _check(self, texts: list[str], respond: bool, force: bool) -> list[Verdict]:
+        parts = [(i, view) for i, text in enumerate(texts) if not _unjudgeable(text) for view in _parts(text)]
+        logits = self._logits([view for _, view in parts])
+        best: dict[int, np.ndarray] = {}
+        for (i, _), row in zip(parts, logits, strict=True):
+            if i not in best or row[0] > best[i][0]:
+                best[i] = row
+        verdicts = [self._verdict(text, best.get(i), force) for i, text in enumerate(texts)]
+        return [self._answered(v) if respond else v for v in verdicts]
+
+    def _logits(self, texts: list[str]) -> np.ndarray:
+        """Harm logit, then category logits, for each text: (texts, 1 + categories)."""
+        layout = self.engine.layout
+        categories = [layout.piece_id(c) or 0 for c in self._known]
+        if not texts:
+            return np.zeros((0, 1 + len(categories)), np.float32)
+        scores = self.engine.scores([layout.judge(t) for t in texts], [layout.safe, layout.harm, *categories])
+        return np.concatenate([scores[:, 0, 1:2] - scores[:, 0, 0:1], scores[:, 1, 2:]], 1)
+
+    def _verdict(self, text: str, logits: np.ndarray | None, force: bool) -> Verdict:
+        policy = self.policy_for(text[:1000])
+        known = {"text": text, "policy": policy.id, "model": self.name}
+        if logits is None or not np.isfinite(logits[0]):
+            error = _unjudgeable(text) or "the model gave no number: export it again"
+            return Verdict(label="unsafe", harm=None, category=None, group=None, response=None,
+                           action="block", error=error, **known)
+        harm = 1 / (1 + math.exp(-float(np.clip(logits[0] / self._temperature, -30, 30))))
+        category = policy.by_id[self._best(logits, policy)]
+        harmful = harm >= self._limit(policy, category) and category.action != "allow"
+        if not (harmful or force):
+            return Verdict(label="safe", harm=round(harm, 6), category=None, group=None, response=None, **known)
+        return Verdict(label="unsafe", harm=round(harm, 6), category=category.id, group=category.group,
+                       response=None, action="answer" if force else category.action, **known)
+
+    def _answered(self, verdict: Verdict) -> Verdict:
+        if verdict.action != "answer" or verdict.category is None:
+            return verdict
+        return replace(verdict, response=self.respond(verdict.text, verdict.category))
+
+    def _sentences(self, text: str, policy: Policy, category: Category) -> Iterator[str]:
+        """The model's answer in slot form, given out whenever a sentence is complete."""
+        layout = self.engine.layout
+        view = windows(views(text)[0])[0]
+        prompt = layout.answer_prompt(view, category.id)
+        banned = self._banned(policy, category)
+        ids: list[int] = []
+        given = 0
+        for token in self.engine.decode(prompt, len(prompt) - 4, banned, MAX_ANSWER):
+            ids.append(token)
+            done = answers.sentences(layout.response_text(ids))
+            while len(done) > given + 1:  # a sentence is complete once the next one has begun
+                yield done[given]
+                given += 1
+        yield from answers.sentences(layout.response_text(ids))[given:]
+
+    def _final(self, sentence: str, policy: Policy, category: Category) -> str:
+        return policy.fill(answers.recase(sentence, self._casing))
+
+    def _banned(self, policy: Policy, category: Category) -> np.ndarray:
+        """Bans every piece that an answer of this category must not hold: marks and other facts."""
+        layout = self.engine.layout
+        banned = np.zeros(layout.size, np.float32)
+        banned[layout.never] = _BANNED
+        allowed = [layout.piece_id(f) for f in category.facts if f in policy.facts]
+        banned[[i for i in allowed if i is not None]] = 0
+        return banned
+
+    def _category(self, text: str, policy: Policy, category: str | None) -> Category:
+        if category is None:
+            rows = self._logits(_parts(text) or [text])
+            category = self._best(rows[rows[:, 0].argmax()], policy)
+        if category not in policy.by_id:
+            raise PolicyError(f"policy {policy.id} has no category {category}: see `guardian policy show`")
+        return policy.by_id[category]
+
+    def _best(self, logits: np.ndarray, policy: Policy) -> str:
+        usable = [i for i, name in enumerate(self._known) if name in policy.by_id]
+        return self._known[max(usable, key=lambda i: logits[1 + i])]
+
+    def _limit(self, policy: Policy, category: Category) -> float:
+        if self._threshold is not None:
+            return self._threshold
+        return self._base_threshold(policy) if category.threshold is None else category.threshold
+
+    def _base_threshold(self, policy: Policy) -> float:
+        if self._threshold is not None:
+            return self._threshold
+        calibrated = self._manifest.get("calibration", {}).get("thresholds", {}).get(policy.id)
+        return next((t for t in (calibrated, policy.threshold) if t is not None), 0.5)
+
+    @property
+    def _known(self) -> list[str]:
+        return list(self._manifest["categories"])
+
+    def _check_fit(self, policy: Policy) -> None:
+        missing = [c for c in policy.by_id if c not in self._known or self.engine.layout.piece_id(c) is None]
+        if missing:
+            raise PolicyError(
+                f"policy {policy.id} has the category {missing[0]}, which model {self.name} was not trained on: "
+                "train a model with this policy, or remove the category"
+            )
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    path = directory / "guardian.json"
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        manifest["categories"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is missing or broken: export or train the model again") from error
+    return manifest
+
+
+def _unjudgeable(text: str) -> str | None:
+    if not isinstance(text, str):
+        return "not a text"
+    if len(text) > MAX_TEXT:
+        return f"longer than {MAX_TEXT:,} characters: send it in parts"
+    return None if views(text[:1000])[0] or text.strip("\x00 \t\r\n") else "the text is empty"
+
+
+def _parts(text: str) -> list[str]:
+    """Everything of a text that is judged: both views, in windows; the highest counts."""
+    return [part for view in views(text) for part in windows(view) if part.strip()]

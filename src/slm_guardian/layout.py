@@ -1,0 +1,146 @@
+"""The sequence that every model reads and writes: five special tokens, and the way back from it.
+
+    query <|pred|> <|safe|> <|end|>
+    query <|pred|> <|harm|> category <|expl|> response <|end|>
+
+P(harm) is read at `<|pred|>`, the category at `<|harm|>`: both come out of one forward pass over
+`query <|pred|> <|harm|>`, because nothing before a token depends on what follows it. A category and a
+policy fact are one ordinary vocabulary piece each (`§crime_advice`, `§helpline.suicide`) that no user
+text can produce.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slm_guardian.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PRED, EXPL, SAFE, HARM, END = SPECIAL_TOKENS = ("<|pred|>", "<|expl|>", "<|safe|>", "<|harm|>", "<|end|>")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # the tokenizer takes none
+MARK = "§"  # opens the piece of a category or fact
+SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
+_NO_SPACE_BEFORE = re.compile(r"\s+([.,!?;:%)\]}…~])")
+_NO_SPACE_AFTER = re.compile(r"([(\[{])\s+")
+_APOSTROPHE = re.compile(r"(\w) ?['’] ?(s|t|re|ve|ll|d|m)\b", re.IGNORECASE)
+_INSIDE_NUMBER = re.compile(r"(?<=\d) ?([:/.]) ?(?=\d)")
+_HYPHEN = re.compile(r"(?<=\w) - (?=\w)")
+_QUOTED = re.compile(r"(['\"]) ([^'\"]*?) \1(?: (?=[가-힣]))?")
+_POSSESSIVE = re.compile(r"(?<=s) ' (?=[a-z])")
+_MIDDLE_DOT = re.compile(r" ?· ?")
+_BEFORE_BRACKET = re.compile(r"(?<=[가-힣]) (?=\()|(?<=\)) (?=[가-힣])")
+
+
+def piece(name: str) -> str:
+    """The vocabulary piece of a category id or fact key."""
+    return MARK + name
+
+
+class Layout:
+    """Token ids of a model's sequences. Built from the model's own `tokenizer.json`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        ids = [i for token in SPECIAL_TOKENS if (i := tokenizer.token_to_id(token)) is not None]
+        if len(ids) < len(SPECIAL_TOKENS):
+            raise ModelError("the model's tokenizer lacks the five special tokens: train it with this version")
+        self.pred, self.expl, self.safe, self.harm, self.end = ids
+        marked = {t[1:]: i for t, i in tokenizer.get_vocab().items() if t.startswith(MARK) and len(t) > 1}
+        self._pieces: dict[str, int] = marked
+        self._names = {i: name for name, i in marked.items()}
+        self.size = tokenizer.get_vocab_size()
+        # What an answer never holds: marks (its own category's facts are allowed one by one) and unknowns.
+        unknown = tokenizer.token_to_id("[UNK]")
+        specials = [self.pred, self.expl, self.safe, self.harm, *([] if unknown is None else [unknown])]
+        self.never = sorted({*marked.values(), *specials})
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Layout:
+        """Read `tokenizer.json`. Raises ModelError when it is missing or broken."""
+        from tokenizers import Tokenizer
+
+        path = Path(directory) / "tokenizer.json"
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except ModelError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ModelError(f"{path} cannot be read: export the model again") from error
+
+    def piece_id(self, name: str) -> int | None:
+        """Token id of a category or fact, or None when the model does not know it."""
+        return self._pieces.get(name)
+
+    def query(self, text: str) -> list[int]:
+        """Ids of a query; special tokens and marks typed by a user become plain text."""
+        plain = _SURROGATE.sub("\ufffd", text).replace("<|", "< |").replace(MARK, " ")
+        return self.tokenizer.encode(plain, add_special_tokens=False).ids
+
+    def judge(self, text: str) -> list[int]:
+        """`query <|pred|> <|harm|>`: label logits at [-2], category logits at [-1]."""
+        return [*self.query(text), self.pred, self.harm]
+
+    def answer_prompt(self, text: str, category: str) -> list[int]:
+        """`query <|pred|> <|harm|> category <|expl|>`: the answer is decoded after it."""
+        return [*self.judge(text), self._pieces[category], self.expl]
+
+    def response(self, text: str) -> list[int]:
+        """Ids of a response whose facts are `{slots}`. Raises KeyError for a slot the model lacks."""
+        ids: list[int] = []
+        for i, part in enumerate(SLOT.split(text)):
+            if i % 2:
+                ids.append(self._pieces[part])
+            elif part.strip():
+                tokens = self.query(part)
+                ids += self._glued(tokens) if i and not part[0].isspace() else tokens
+        return ids
+
+    def response_text(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, with facts as `{slots}`; other special tokens are left out."""
+        parts: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            if token in self._names:
+                parts += [self._decode(run, bool(parts)), "{" + self._names[token] + "}"]
+                run = []
+            else:
+                run.append(token)
+        parts.append(self._decode(run, bool(parts)))
+        return tidy("".join(parts))
+
+    def _glued(self, tokens: list[int]) -> list[int]:
+        """Tie a Korean particle to the slot before it: `{slot}에` keeps no space."""
+        first = self.tokenizer.id_to_token(tokens[0]) or ""
+        tied = self.tokenizer.token_to_id("##" + first) if "가" <= first[:1] <= "힣" else None
+        return tokens if tied is None else [tied, *tokens[1:]]
+
+    def _decode(self, ids: list[int], after_slot: bool) -> str:
+        if not ids:
+            return ""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        tied = after_slot and text.startswith("##")
+        return f"{'' if tied or not after_slot else ' '}{text.removeprefix('##')} "
+
+
+def tidy(text: str) -> str:
+    """Undo the spaces that a word-piece tokenizer leaves around punctuation.
+
+    >>> tidy("i can ' t , but ( maybe ) you can call 10 : 30 .")
+    "i can't, but (maybe) you can call 10:30."
+    """
+    text = _NO_SPACE_BEFORE.sub(r"\1", text)
+    text = _NO_SPACE_AFTER.sub(r"\1", text)
+    text = _APOSTROPHE.sub(r"\1'\2", text)
+    text = _INSIDE_NUMBER.sub(r"\1", text)
+    text = _HYPHEN.sub("-", text)
+    text = _QUOTED.sub(r"\1\2\1", text)
+    text = _POSSESSIVE.sub("' ", text)
+    text = _MIDDLE_DOT.sub("·", text)
+    text = _BEFORE_BRACKET.sub("", text)
+    # A particle stays tied to the fact before it.
+    return re.sub(r"\s+", " ", text.replace("} ##", "}")).strip()

@@ -1,0 +1,87 @@
+"""Calibration: a temperature for P(harm), and a threshold per policy chosen by its false-positive rate.
+
+Thresholds come from benign queries, not from F1: a guard that blocks harmless people is switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm_guardian.errors import DataError
+from slm_guardian.evaluate.metrics import ece, threshold_at_fpr
+from slm_guardian.example import Example, file_sha256, write_json
+from slm_guardian.guardian import Guardian
+from slm_guardian.train.stages import read_manifest
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature T that minimises the log loss of sigmoid(logits / T) (Guo et al. 2017)."""
+    from scipy.optimize import minimize_scalar
+
+    signs = np.where(labels, 1.0, -1.0)
+    loss = lambda log_t: np.logaddexp(0, -signs * logits / np.exp(log_t)).mean()  # noqa: E731
+    return float(np.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
+
+
+def calibrate(
+    model: Path,
+    dev: Sequence[Example],
+    dev_fpr: float,
+    pools: Mapping[str, tuple[Sequence[Example], float]],
+    files: Sequence[Path],
+) -> dict[str, Any]:
+    """Fit temperature and thresholds of a model directory and write them into its guardian.json.
+
+    `dev` holds labelled queries with `lang`; `pools` maps a language to benign queries and the FPR allowed on
+    them. A language's threshold satisfies both `dev_fpr` on its safe dev rows and its pool's FPR.
+    """
+    manifest = read_manifest(model)
+    manifest.pop("calibration", None)
+    write_json(model / "guardian.json", manifest)
+    guardian = Guardian.load(model, threshold=0.5)
+    labels = np.array([e.label == "unsafe" for e in dev])
+    if labels.all() or not labels.any():
+        raise DataError("calibration needs safe and unsafe rows: pass --dev FILE with both labels")
+    logits = _logits(guardian, dev)
+    temperature = fit_temperature(logits, labels)
+    harm = _sigmoid(logits / temperature)
+    limits: dict[str, Any] = {}
+    for lang, policy in guardian.policies.items():
+        safe = harm[np.array([e.lang == lang for e in dev]) & ~labels]
+        pool, fpr = pools.get(lang, ((), 1.0))
+        benign = _sigmoid(_logits(guardian, pool) / temperature)
+        limits[policy.id] = max(_limit(safe, dev_fpr), _limit(benign, fpr))
+    calibration = {
+        "temperature": round(temperature, 4),
+        "thresholds": {name: round(float(value), 4) for name, value in limits.items()},
+        "dev_fpr": dev_fpr,
+        "pool_fpr": {lang: fpr for lang, (_, fpr) in pools.items()},
+        "n_dev": len(dev),
+        "n_pool": {lang: len(pool) for lang, (pool, _) in pools.items()},
+        "ece": round(float(ece(labels, harm) or 0.0), 4),
+        "files": {path.name: file_sha256(path) for path in files},
+    }
+    write_json(model / "guardian.json", manifest | {"calibration": calibration})
+    return calibration
+
+
+def _logits(guardian: Guardian, examples: Sequence[Example]) -> np.ndarray:
+    """Harm logits as `check` sees them: the highest over views and windows."""
+    verdicts = guardian.check([e.text for e in examples], respond=False)
+    harm = np.clip([1.0 if v.harm is None else v.harm for v in verdicts], 1e-6, 1 - 1e-6)
+    return np.log(harm / (1 - harm))
+
+
+def _limit(harm: np.ndarray, fpr: float) -> float:
+    """The lowest threshold at which at most `fpr` of benign scores count as harmful."""
+    if not len(harm):
+        return 0.0
+    return float(threshold_at_fpr(np.zeros(len(harm), bool), harm, fpr))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))

@@ -1,0 +1,113 @@
+"""What the default guardian is trained on: where each kind of file goes, and how translations join their originals."""
+
+from __future__ import annotations
+
+import glob
+import json
+import lzma
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from slm_guardian.errors import DataError
+from slm_guardian.example import Example, Reject, read_examples
+from slm_guardian.policy import Policy
+from slm_guardian.train.data import Corpus, load_corpus
+from slm_guardian.train.transfer import Pair
+
+
+def expand(patterns: Iterable[str]) -> list[Path]:
+    """Files of paths and quoted glob patterns, sorted. Raises DataError for a pattern without a file."""
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern))
+        if not found:
+            raise DataError(f"no file matches {pattern}: check the path")
+        paths += map(Path, found)
+    return [p for p in dict.fromkeys(paths) if p.stat().st_size]
+
+
+def translated(originals: Sequence[Example], path: Path) -> list[Example]:
+    """Translations, which name their original by id and take label, category and kind from it.
+
+    A translation shares its original's pair, so that resampling keeps them together.
+    """
+    by_id = {example.id: example for example in originals}
+    rows = []
+    for row in read_json_lines(path):
+        original = by_id.get(row["translation_of"])
+        if original is not None:
+            source = f"{original.source}/translated"
+            made = replace(original, text=row["text"], lang=row["lang"], response=None, source=source, licence="CC0")
+            rows.append(replace(made, extra={"original": original.text}))
+    return rows
+
+
+def policy_examples(policies: Iterable[Policy]) -> list[Example]:
+    """The golden examples of policies: the shortest way from a written clause to the model."""
+    rows = []
+    for policy in policies:
+        known = {"lang": policy.language, "source": f"policy/{policy.id}", "licence": "Apache-2.0"}
+        for category in policy.categories:
+            rows += [Example(t, "unsafe", category.id, kind="golden", **known) for t in category.harmful]
+            rows += [Example(t, "safe", kind="golden", **known) for t in category.safe]
+    return rows
+
+
+def parallel(paths: Iterable[Path], translations: Sequence[Example] = ()) -> list[Pair]:
+    """Sentence pairs of parallel files (`ko`, `en`) and of translated examples, each pair once."""
+    pairs = [Pair(row["ko"], row["en"]) for path in paths for row in read_json_lines(path)]
+    for example in translations:
+        original = example.extra["original"]
+        korean, english = (example.text, original) if example.lang == "ko" else (original, example.text)
+        pairs.append(Pair(korean, english))
+    return list(dict.fromkeys(pairs))
+
+
+def read_json_lines(path: Path) -> list[dict[str, str]]:
+    """All objects of a JSON Lines file. Raises DataError with the line that is broken."""
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise DataError(f"{path}:{number}: not JSON: mend or remove the line") from None
+    return rows
+
+
+def plain_text(path: Path, limit: int, seed: int = 0) -> list[str]:
+    """Up to `limit` lines of a .txt or .txt.xz file, drawn by seed."""
+    import random
+
+    opener = lzma.open if path.suffix == ".xz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        lines = [line.strip() for line in file if 20 <= len(line) <= 400]
+    return random.Random(seed).sample(lines, min(limit, len(lines)))
+
+
+def safety_corpora(
+    data: Sequence[Path], noisy: Sequence[Path], translations: Sequence[Path], policies: Sequence[Policy], cap: int
+) -> list[Corpus]:
+    """Corpora of the safety stage: our own rows whole, translated and golden ones, noisy public ones capped."""
+    corpora = [load_corpus(path) for path in data]
+    originals = [e for corpus in corpora for e in corpus.examples]
+    corpora += [Corpus(path, translated(originals, path), []) for path in translations]
+    golden = policy_examples(policies)
+    corpora.append(Corpus(Path("policy"), [g for g in golden for _ in range(2)], []))
+    for path in noisy:
+        corpus = load_corpus(path, weight=0.5)
+        queries = sum(e.extra.get("register") == "query" for e in corpus.examples)
+        corpus.cap = cap if queries * 2 > len(corpus.examples) else cap // 2  # comments are not queries
+        corpora.append(corpus)
+    return corpora
+
+
+def answered_pairs(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """(query, response) of all rows that have both: small talk and questions for the first stage."""
+    rows: list[Example] = []
+    rejects: list[Reject] = []
+    for path in paths:
+        examples, bad = read_examples(path)
+        rows += examples
+        rejects += bad
+    return [(e.text, e.response) for e in rows if e.response and len(e.response) > 3]

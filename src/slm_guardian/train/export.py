@@ -1,0 +1,41 @@
+"""Export: a trained prefix LM becomes the embedded guardian (int8 ONNX, tokenizer, guardian.json)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from slm_guardian.errors import GuardianError, ModelError
+from slm_guardian.example import file_sha256, write_json
+from slm_guardian.train.stages import load_model, read_manifest
+
+FILES = ("model.onnx", "tokenizer.json", "guardian.json")
+
+
+def export_onnx(model_dir: Path, out: Path) -> dict[str, int]:
+    """Write the embedded guardian of a trained prefix LM; returns the bytes of each file.
+
+    Raises ModelError for a causal model, which runs through torch or an inference server instead.
+    """
+    import onnx
+
+    from slm_guardian.train.onnx_graph import build
+
+    model = load_model(model_dir)
+    config = model.config
+    if config.model_type != "bert":
+        raise ModelError(f"{model_dir} is a causal model: serve it as it is, ONNX export is for prefix models")
+    state = {k: v.detach().cpu().numpy().astype(np.float32) for k, v in model.state_dict().items()}
+    graph = build(state, config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        onnx.save(graph, str(out / "model.onnx.partial"))
+        (out / "model.onnx.partial").replace(out / "model.onnx")
+        shutil.copyfile(model_dir / "tokenizer.json", out / "tokenizer.json")
+    except OSError as error:
+        raise GuardianError(f"cannot write to {out} ({error.strerror}): free some space, then run again") from error
+    manifest = read_manifest(model_dir) | {"sha256": file_sha256(out / "model.onnx")}
+    write_json(out / "guardian.json", manifest)
+    return {name: (out / name).stat().st_size for name in FILES}

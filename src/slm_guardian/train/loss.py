@@ -1,0 +1,121 @@
+"""The joint loss of the paper over one sequence: L = L_pred + λ·L_expl.
+
+L_pred  cross-entropy of the two label tokens at `<|pred|>`.
+L_expl  cross-entropy of the category at `<|harm|>` plus that of the response tokens after `<|expl|>`.
+
+Source: Kwon et al. 2024, "SLM as Guardian" (EMNLP industry track). The paper leaves open how the terms are
+weighted and whether they share a sequence; here they do, and λ is a setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slm_guardian.layout import Layout
+from slm_guardian.train.data import Row, padded, prefix_mask
+
+
+def is_prefix(model: PreTrainedModel) -> bool:
+    """Whether the model is a BERT-type encoder used as a prefix LM (else it is a causal LM)."""
+    return model.config.model_type in {"bert", "roberta"}
+
+
+def hidden_states(model: PreTrainedModel, rows: Sequence[Row], fill: int) -> Tensor:
+    """Last hidden states, shape (batch, length, hidden), under the mask of the model's family."""
+    ids = padded(rows, fill).to(model.device)
+    if is_prefix(model):
+        allowed = prefix_mask(rows, ids.shape[1])[:, None].to(model.device)
+        mask = torch.zeros(allowed.shape, device=model.device).masked_fill_(~allowed, -1e4)
+    else:
+        mask = torch.tensor([[1] * len(r.ids) + [0] * (ids.shape[1] - len(r.ids)) for r in rows]).to(model.device)
+    return model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+def logits(model: PreTrainedModel, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+    """Logits of hidden states (n, hidden): of the whole vocabulary, or of `tokens` only."""
+    if is_prefix(model):
+        head = model.cls.predictions
+        hidden, weight, bias = head.transform(hidden), head.decoder.weight, head.bias
+    else:
+        head = model.get_output_embeddings()
+        weight, bias = head.weight, head.bias
+    if tokens is not None:
+        chosen = torch.tensor(tokens, device=weight.device)
+        weight, bias = weight[chosen], None if bias is None else bias[chosen]
+    return F.linear(hidden, weight, bias)
+
+
+class JointLoss:
+    """Callable loss of a batch of rows."""
+
+    def __init__(
+        self, model: PreTrainedModel, layout: Layout, categories: Sequence[str], lam: float, smoothing: float
+    ) -> None:
+        self.model, self.layout, self.lam, self.smoothing = model, layout, lam, smoothing
+        self.labels = [layout.safe, layout.harm]
+        self.categories = [layout.piece_id(c) or 0 for c in categories]
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """`loss` and its parts (`pred`, `category`, `answer`), means over the rows that have them."""
+        hidden = hidden_states(self.model, rows, self.layout.end)
+        parts = {"pred": self._pred(hidden, rows), "category": self._category(hidden, rows)}
+        parts["answer"] = self._answer(hidden, rows)
+        parts = {k: v for k, v in parts.items() if v is not None}
+        zero = hidden.new_zeros(())
+        explained = parts.get("category", zero) + parts.get("answer", zero)
+        loss = parts.get("pred", zero) + self.lam * explained
+        return {"loss": loss, **{k: v.detach() for k, v in parts.items()}}
+
+    def _pred(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor | None:
+        chosen = [(i, r) for i, r in enumerate(rows) if r.label is not None]
+        if not chosen:
+            return None
+        states = hidden[[i for i, _ in chosen], [r.prefix for _, r in chosen]]
+        targets = torch.tensor([r.label for _, r in chosen], device=hidden.device)
+        weights = torch.tensor([r.weight for _, r in chosen], device=hidden.device)
+        scores = logits(self.model, states, self.labels).float()
+        losses = F.cross_entropy(scores, targets, reduction="none", label_smoothing=self.smoothing)
+        return (losses * weights).sum() / weights.sum()
+
+    def _category(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor | None:
+        chosen = [(i, r) for i, r in enumerate(rows) if r.category is not None]
+        if not chosen:
+            return None
+        states = hidden[[i for i, _ in chosen], [r.prefix + 1 for _, r in chosen]]
+        targets = torch.tensor([r.category for _, r in chosen], device=hidden.device)
+        weights = torch.tensor([r.weight for _, r in chosen], device=hidden.device)
+        losses = F.cross_entropy(logits(self.model, states, self.categories).float(), targets, reduction="none")
+        return (losses * weights).sum() / weights.sum()
+
+    def _answer(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor | None:
+        places = [(i, p) for i, r in enumerate(rows) if r.answer is not None for p in range(r.answer, len(r.ids) - 1)]
+        if not places:
+            return None
+        states = hidden[[i for i, _ in places], [p for _, p in places]]
+        targets = torch.tensor([rows[i].ids[p + 1] for i, p in places], device=hidden.device)
+        return F.cross_entropy(logits(self.model, states).float(), targets)
+
+
+@torch.no_grad()
+def judge(
+    model: PreTrainedModel, layout: Layout, categories: Sequence[str], texts: Sequence[str], batch_size: int = 128
+) -> tuple[Tensor, Tensor]:
+    """Label logits (n, 2) and category logits (n, categories) of texts, in order."""
+    loss = JointLoss(model, layout, categories, 0.0, 0.0)
+    labels, kinds = torch.zeros(len(texts), 2), torch.zeros(len(texts), len(categories))
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        ids = [layout.judge(texts[i]) for i in part]
+        rows = [Row(row, len(row) - 2) for row in ids]
+        hidden = hidden_states(model, rows, layout.end)
+        index = torch.arange(len(rows))
+        prefix = torch.tensor([row.prefix for row in rows])
+        labels[part] = logits(model, hidden[index, prefix], loss.labels).float().cpu()
+        kinds[part] = logits(model, hidden[index, prefix + 1], loss.categories).float().cpu()
+    return labels, kinds
