@@ -298,16 +298,16 @@ def test_a_guardian_is_a_system(file: Path, tmp_path: Path) -> None:
         harm: float | None
         category: str | None
         error: str | None
+        threshold: float
 
     class FakeGuardian:
-        threshold = 0.3
 
         def check(self, texts: list[str], respond: bool) -> list[Verdict]:
             assert respond is False
-            return [Verdict(0.4, "insult", None) for _ in texts]
+            return [Verdict(0.4, "insult", None, 0.3) for _ in texts]
 
     system = GuardianSystem(FakeGuardian(), "fake")
-    metrics = evaluate_system(system, [load_dataset(file)], system.threshold, tmp_path)
+    metrics = evaluate_system(system, [load_dataset(file)], None, tmp_path)
     assert metrics["data"]["tiny"]["threshold"] == 0.3
     assert metrics["data"]["tiny"]["unsafe"]["recall"] == 1.0
     assert metrics["data"]["tiny"]["category"]["accuracy"] == 1.0

@@ -28,7 +28,8 @@ class Verdict:
     """What the guardian says about one text.
 
     `harm` is the calibrated P(harm), None when it could not judge (see `error`; the label is then unsafe:
-    the guardian fails closed). `action` is what the policy wants done: `pass`, `answer`, `block` or `flag`.
+    the guardian fails closed). `action` is what the policy wants done: `pass`, `answer`, `block` or `flag`;
+    `threshold` is the P(harm) from which this text counts as harmful.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Verdict:
     policy: str
     model: str
     action: Action | str = "pass"
+    threshold: float | None = None
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,21 +76,20 @@ class Guardian:
     def load(
         cls,
         model: str | Path | None = None,
-        policy: str | Path | Policy | None = None,
+        policy: str | Path | Policy | Sequence[Policy] | None = None,
         threshold: float | None = None,
         threads: int | None = None,
     ) -> Guardian:
         """Load a guardian: the shipped one, or a model directory.
 
-        Without `policy` the shipped packs are used, each for its language. `threshold` overrides all others.
+        Several policies serve each its language; without `policy` the shipped packs do. `threshold` overrides all others.
         Raises ModelError or PolicyError with what to do.
         """
         directory = Path(model) if model else Path(str(files("slm_guardian").joinpath("assets/mini")))
         engine = load_engine(directory, threads)
-        if isinstance(policy, Policy):
-            policies = [policy]
-        else:
-            policies = [Policy.load(name) for name in ([policy] if policy else ["ko", "en"])]
+        if isinstance(policy, (str, Path)):
+            policy = Policy.load(policy)
+        policies = [policy] if isinstance(policy, Policy) else policy or [Policy.load(n) for n in ("ko", "en")]
         manifest = _manifest(directory)
         return cls(engine, policies, manifest, manifest.get("name") or directory.name, threshold)
 
@@ -130,8 +131,8 @@ class Guardian:
         for sentence in self._sentences(text, policy, chosen):
             if answers.fault(shown + sentence, text, policy, chosen):
                 break
+            yield (" " if shown else "") + self._final(sentence.strip(), policy)
             shown += sentence
-            yield self._final(sentence, policy, chosen)
         if not shown:
             yield answers.fallback(policy, chosen, text)
 
@@ -167,18 +168,19 @@ class Guardian:
 
     def _verdict(self, text: str, logits: np.ndarray | None, force: bool) -> Verdict:
         policy = self.policy_for(text[:1000])
-        known = {"text": text, "policy": policy.id, "model": self.name}
+        known: dict[str, Any] = {"text": text, "policy": policy.id, "model": self.name}
         if logits is None or not np.isfinite(logits[0]):
             error = _unjudgeable(text) or "the model gave no number: export it again"
             return Verdict(label="unsafe", harm=None, category=None, group=None, response=None,
                            action="block", error=error, **known)
         harm = 1 / (1 + math.exp(-float(np.clip(logits[0] / self._temperature, -30, 30))))
         category = policy.by_id[self._best(logits, policy)]
-        harmful = harm >= self._limit(policy, category) and category.action != "allow"
+        known |= {"harm": round(harm, 6), "response": None, "threshold": self._limit(policy, category)}
+        harmful = harm >= known["threshold"] and category.action != "allow"
         if not (harmful or force):
-            return Verdict(label="safe", harm=round(harm, 6), category=None, group=None, response=None, **known)
-        return Verdict(label="unsafe", harm=round(harm, 6), category=category.id, group=category.group,
-                       response=None, action="answer" if force else category.action, **known)
+            return Verdict(label="safe", category=None, group=None, **known)
+        action = "answer" if force else category.action
+        return Verdict(label="unsafe", category=category.id, group=category.group, action=action, **known)
 
     def _answered(self, verdict: Verdict) -> Verdict:
         if verdict.action != "answer" or verdict.category is None:
@@ -201,7 +203,7 @@ class Guardian:
                 given += 1
         yield from answers.sentences(layout.response_text(ids))[given:]
 
-    def _final(self, sentence: str, policy: Policy, category: Category) -> str:
+    def _final(self, sentence: str, policy: Policy) -> str:
         return policy.fill(answers.recase(sentence, self._casing))
 
     def _banned(self, policy: Policy, category: Category) -> np.ndarray:

@@ -48,7 +48,7 @@ class Layout:
         self.tokenizer = tokenizer
         ids = [i for token in SPECIAL_TOKENS if (i := tokenizer.token_to_id(token)) is not None]
         if len(ids) < len(SPECIAL_TOKENS):
-            raise ModelError("the model's tokenizer lacks the five special tokens: train it with this version")
+            raise ModelError("the tokenizer lacks the five special tokens: train the model with this version")
         self.pred, self.expl, self.safe, self.harm, self.end = ids
         marked = {t[1:]: i for t, i in tokenizer.get_vocab().items() if t.startswith(MARK) and len(t) > 1}
         self._pieces: dict[str, int] = marked
@@ -106,7 +106,8 @@ class Layout:
         run: list[int] = []
         for token in ids:
             if token in self._names:
-                parts += [self._decode(run, bool(parts)), "{" + self._names[token] + "}"]
+                between = self._decode(run, bool(parts)) or " " * bool(parts)  # two facts side by side
+                parts += [between, "{" + self._names[token] + "}"]
                 run = []
             else:
                 run.append(token)

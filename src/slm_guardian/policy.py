@@ -22,8 +22,21 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is 8 x f
 
 Action = Literal["answer", "block", "flag", "allow"]
 _SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
-_NUMBER = re.compile(r"(?<![\d.\-])\d[\d\-]{1,}\d(?![\d\-])|\b[a-z0-9][a-z0-9.\-]*\.(?:com|org|net|gov|edu|kr|uk|io|info)\b[\w/\-]*")
+_NUMBER = re.compile(
+    r"(?<![\d.\-])\d[\d\-]{1,}\d(?![\d\-])"
+    r"|\b[a-z0-9][a-z0-9.\-]*\.(?:com|org|net|gov|edu|kr|uk|io|info)\b[\w/\-]*"
+)
+_Location = tuple[str | int, ...]
+_LISTS = {"group": "groups", "category": "categories"}
 _DIGITS = re.compile(r"\d")
+
+
+class _Inconsistent(ValueError):
+    """Two parts of a policy contradict each other; `location` is the key at fault."""
+
+    def __init__(self, message: str, *location: str) -> None:
+        super().__init__(message)
+        self.location: _Location = location
 
 
 class _Strict(BaseModel):
@@ -70,29 +83,36 @@ class Policy(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Policy:
-        for kind, ids in (("group", [g.id for g in self.groups]), ("category", [c.id for c in self.categories])):
+        group_ids, category_ids = [g.id for g in self.groups], [c.id for c in self.categories]
+        for kind, ids in (("group", group_ids), ("category", category_ids)):
             if repeated := {i for i in ids if ids.count(i) > 1}:
-                raise ValueError(f"{kind} id used twice: {', '.join(sorted(repeated))}")
+                message = f"{kind} id used twice: {', '.join(sorted(repeated))}"
+                raise _Inconsistent(message, _LISTS[kind], min(repeated), "id")
         for category in self.categories:
-            if category.group not in {g.id for g in self.groups}:
-                raise ValueError(f"category {category.id}: unknown group {category.group}")
+            if category.group not in group_ids:
+                message = f"category {category.id}: unknown group {category.group}"
+                raise _Inconsistent(message, "categories", category.id, "group")
             slots = {slot for text in category.fallback for slot in _SLOT.findall(text)}
-            if unknown := (slots | set(category.facts)) - set(self.facts):
-                raise ValueError(f"category {category.id}: unknown fact {', '.join(sorted(unknown))}")
+            for key, used in (("fallback", slots), ("facts", set(category.facts))):
+                if unknown := used - set(self.facts):
+                    message = f"category {category.id}: unknown fact {', '.join(sorted(unknown))}"
+                    raise _Inconsistent(message, "categories", category.id, key)
         return self
 
     @classmethod
     def load(cls, name: str | Path) -> Policy:
         """Load a pack by name (`ko`, `en`) or a YAML file. Raises PolicyError with file, line and key."""
         path = find(name)
-        values = _resolve(path, [])
+        values, chain = _resolve(path, [])
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "policy"
-            line = _line(path, first["loc"])
-            raise PolicyError(f"{path}:{line}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
+            fault = first.get("ctx", {}).get("error")
+            location = fault.location if isinstance(fault, _Inconsistent) else _by_id(values, first["loc"])
+            key = ".".join(map(str, location)) or "policy"
+            place = _place(chain, location)
+            raise PolicyError(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
 
     @cached_property
     def by_id(self) -> dict[str, Category]:
@@ -104,7 +124,7 @@ class Policy(_Strict):
         return _SLOT.sub(lambda match: self.facts[match[1]], text)
 
     def to_slots(self, text: str) -> str:
-        """Replace known help lines and links by `{slots}`, with the institution's name if it stands before."""
+        """Replace known help lines and links by `{slots}`, with the institution's name before them."""
         for number, (key, name) in self._numbers.items():
             words = r"\s*".join(map(re.escape, name.split()))
             before = rf"(?:{words}\s*(?:번호)?\s*(?:인|은|는|:)?\s*\(?)?" if words else r"\(?"
@@ -151,16 +171,17 @@ def find(name: str | Path, beside: Path | None = None) -> Path:
     raise PolicyError(f"no policy '{name}': use one of {', '.join(shipped())} or the path of a YAML file")
 
 
-def _resolve(path: Path, seen: list[Path]) -> dict[str, Any]:
-    """The file's values over those of the policies that it extends."""
+def _resolve(path: Path, seen: list[Path]) -> tuple[dict[str, Any], list[Path]]:
+    """The file's values over those of the policies that it extends; this file and those, in this order."""
     if path.resolve() in seen:
-        raise PolicyError(f"{path}:{_line(path, ('extends',))}: extends: the policies extend each other in a circle")
+        place = _place([path], ("extends",))
+        raise PolicyError(f"{place}: extends: the policies extend each other in a circle")
     values = _read(path)
     parent = values.get("extends")
     if not isinstance(parent, str):
-        return values
-    base = _resolve(find(parent, beside=path), [*seen, path.resolve()])
-    return _merged(base, values)
+        return values, [path]
+    base, chain = _resolve(find(parent, beside=path), [*seen, path.resolve()])
+    return _merged(base, values), [path, *chain]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -171,7 +192,17 @@ def _read(path: Path) -> dict[str, Any]:
         raise PolicyError(f"{path}:{line}: not readable as YAML: check the indentation and quotes") from None
     if not isinstance(values, dict):
         raise PolicyError(f"{path}:1: a policy is a mapping of keys (id, version, categories, ...)")
+    if not isinstance(values.get("facts") or {}, dict):
+        raise PolicyError(f"{_place([path], ('facts',))}: facts: must be a mapping of names to texts")
+    for key in _LISTS.values():
+        items = values.get(key) or []
+        if not isinstance(items, list) or not all(map(_has_id, items)):
+            raise PolicyError(f"{_place([path], (key,))}: {key}: must be a list of entries, each with its id")
     return values
+
+
+def _has_id(item: object) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("id"), str)
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -183,27 +214,50 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged_by_id(base: list[Any], own: list[Any]) -> list[Any]:
-    if not all(isinstance(item, dict) and "id" in item for item in own):
-        return own  # the schema names the fault
     ids = [item["id"] for item in own]
     if len(ids) != len(set(ids)):
-        return own
+        return own  # the schema names the fault
     overrides = {item["id"]: item for item in own}
     kept = [item | overrides.pop(item["id"], {}) for item in base]
     return [*kept, *overrides.values()]
 
 
-def _line(path: Path, location: tuple[str | int, ...]) -> int:
-    """Line of the deepest key of `location` that stands in the file itself."""
+def _by_id(values: dict[str, Any], location: _Location) -> _Location:
+    """The location with a group's or category's id for its number, which merging may have changed."""
+    match location:
+        case ("groups" | "categories" as key, int(number), *rest):
+            return (key, values[key][number]["id"], *rest)
+    return location
+
+
+def _place(chain: list[Path], location: _Location) -> str:
+    """`file:line` of the deepest key of `location`, in the first of the files that holds most of it."""
+    _, line, path = max(((*_line(path, location), path) for path in chain), key=lambda found: found[0])
+    return f"{path}:{line}"
+
+
+def _line(path: Path, location: _Location) -> tuple[int, int]:
+    """How many keys of `location` the file holds, and the line of the last of them."""
     node = yaml.compose(path.read_text(encoding="utf-8"))
-    line = 1
+    depth, line = 0, 1
     for key in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == key]
-            if not found:
-                break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-    return line
+        found = _child(node, key)
+        if not found:
+            break
+        depth, line, node = depth + 1, found[0].start_mark.line + 1, found[1]
+    return depth, line
+
+
+def _child(node: yaml.Node | None, key: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+    """The node that marks the place of `key` (the last one, where it is repeated), and its value."""
+    if isinstance(node, yaml.MappingNode):
+        found = [(name, value) for name, value in node.value if name.value == str(key)]
+    elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+        found = [(item, item) for item in node.value[key : key + 1]]
+    elif isinstance(node, yaml.SequenceNode):
+        ids = [(item, _child(item, "id")) for item in node.value]
+        found = [(item, item) for item, marked in ids if marked and marked[1].value == key]
+    else:
+        found = []
+    return found[-1] if found else None
+

@@ -21,7 +21,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _CHO = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
 _JUNG = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
 _JONG = "ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
-_SPLIT_VOWEL = {"ㅗㅏ": "ㅘ", "ㅗㅐ": "ㅙ", "ㅗㅣ": "ㅚ", "ㅜㅓ": "ㅝ", "ㅜㅔ": "ㅞ", "ㅜㅣ": "ㅟ", "ㅡㅣ": "ㅢ"}
+_SPLIT_VOWEL = {
+    "ㅗㅏ": "ㅘ", "ㅗㅐ": "ㅙ", "ㅗㅣ": "ㅚ", "ㅜㅓ": "ㅝ", "ㅜㅔ": "ㅞ", "ㅜㅣ": "ㅟ", "ㅡㅣ": "ㅢ",
+}  # fmt: skip
 # Initial + vowel (+ final, unless it starts the next syllable). A vowel is needed, so ㅋㅋ and ㅠㅠ stay.
 _JAMO_SYLLABLE = re.compile(f"([{_CHO}])([{_JUNG}])(?:([{_JONG}])(?![{_JUNG}]))?")
 # Latin letters drawn as Korean vowels: ㅈr살, ㅋl스.
@@ -91,7 +93,7 @@ def split_jamo(syllable: str) -> str:
 
 
 def windows(text: str, size: int = 320, overlap: int = 80) -> list[str]:
-    """Overlapping pieces of at most `size` characters that cover the whole text, cut at spaces if possible."""
+    """Overlapping pieces of at most `size` characters that cover the whole text, cut at spaces if any."""
     pieces, start = [], 0
     while len(text) - start > size:
         cut = text.rfind(" ", start + overlap + 1, start + size) + 1 or start + size

@@ -36,8 +36,7 @@ def evaluate(
 
     datasets = load_datasets([*(data or []), *(more or [])])
     system = load_system(model, policy, threshold)
-    operating = system.threshold if threshold is None else threshold
-    metrics = evaluate_system(system, datasets, operating, out, with_text)
+    metrics = evaluate_system(system, datasets, threshold, out, with_text)
     if as_json:
         typer.echo(json.dumps(metrics, ensure_ascii=False))
     else:

@@ -31,12 +31,14 @@ def calibrate(
     benign: Annotated[list[str] | None, typer.Option(help="Benign queries (safe rows are used); repeatable.")] = None,
     dev_fpr: Annotated[float, typer.Option(min=0, max=1, help="FPR allowed on the safe rows of --dev.")] = 0.08,
     fpr: Annotated[float, typer.Option(min=0, max=1, help="FPR allowed on --benign.")] = 0.02,
+    policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help="Policy; repeatable.")] = None,
 ) -> None:
     """Fit the temperature, and a threshold per policy for stated false-positive rates.
 
     Example: guardian calibrate -m runs/out/mini --dev seed/dev.jsonl --benign 'public/dev/chatbot*.jsonl'
     """
     from slm_guardian.example import read_examples
+    from slm_guardian.policy import Policy
     from slm_guardian.text import language
     from slm_guardian.train.calibrate import calibrate as fit
     from slm_guardian.train.corpora import expand
@@ -44,5 +46,6 @@ def calibrate(
     files = expand(benign or [])
     safe = [e for path in files for e in read_examples(path)[0] if e.label == "safe"]
     pools = {lang: ([e for e in safe if language(e.text) == lang], fpr) for lang in ("ko", "en")}
+    policies = [Policy.load(name) for name in policy or ["ko", "en"]]
     rows = [e for e in read_examples(dev)[0] if e.label]
-    typer.echo(json.dumps(fit(model, rows, dev_fpr, pools, [dev, *files]), indent=1))
+    typer.echo(json.dumps(fit(model, rows, dev_fpr, pools, [dev, *files], policies), indent=1))

@@ -85,6 +85,8 @@ def train(
 
     Example: guardian train --base runs/ko --data seed/train.jsonl --dev seed/dev.jsonl -o runs/guardian
     """
+    import torch
+
     from slm_guardian.errors import InputError
     from slm_guardian.example import read_examples
     from slm_guardian.train import stages
@@ -93,6 +95,7 @@ def train(
 
     if stage not in ("instruct", "safety"):
         raise InputError("--stage is 'instruct' or 'safety'")
+    torch.manual_seed(seed)  # a base may get new pieces, which start at random
     policies = {p.language: p for p in _policies(policy)}
     model = stages.load_model(base)
     layout = stages.prepare(model, base, _names(list(policies.values())))

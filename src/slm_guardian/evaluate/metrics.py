@@ -25,14 +25,15 @@ _BINS = 15
 def measure(
     labels: Bools,
     scores: Floats,
-    threshold: float,
+    threshold: float | Floats,
     pairs: Sequence[str | None] | None = None,
     kinds: Sequence[str | None] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All metrics of one data set, as written to metrics.json.
 
-    `labels` and `scores` have shape (n,). `pairs` holds a cluster id a row for the bootstrap, `kinds` a
+    `labels` and `scores` have shape (n,); `threshold` is one number or one a row (a guardian's threshold
+    depends on the query's language), of which the median is reported. `pairs` holds a cluster id a row for the bootstrap, `kinds` a
     group a row for `by_kind`; None stands for a row without one. Raises ValueError when the shapes differ,
     when there is no row, or when a score is not finite.
     """
@@ -52,7 +53,7 @@ def measure(
         "recall_at_fpr_1": recall_at_fpr(labels, scores, 0.01),
         "recall_at_fpr_5": recall_at_fpr(labels, scores, 0.05),
         "ece": ece(labels, scores),
-        "threshold": float(threshold),
+        "threshold": float(np.median(threshold)),
         "by_kind": _by_kind(labels, predicted, kinds),
         "ci95": {
             **_bootstrap(labels, scores, predicted, cluster_ids(pairs, len(labels)), seed),

@@ -28,11 +28,15 @@ _LONG = 500  # rows from which progress is shown
 
 @dataclass(frozen=True)
 class Judged:
-    """What a system says about one text. `harm` is P(harm), None when it could not judge (see `error`)."""
+    """What a system says about one text. `harm` is P(harm), None when it could not judge (see `error`).
+
+    `threshold` is the system's own for this text, where it has one.
+    """
 
     harm: float | None
     category: str | None = None
     error: str | None = None
+    threshold: float | None = None
 
 
 class System(Protocol):
@@ -60,15 +64,10 @@ class GuardianSystem:
 
         return cls(Guardian.load(model=model, policy=policy, threshold=threshold), name=model or "default")
 
-    @property
-    def threshold(self) -> float:
-        """The guardian's own operating threshold."""
-        return self._guardian.threshold
-
     def judge(self, texts: list[str]) -> list[Judged]:
         """Judge a batch, in order."""
         verdicts = self._guardian.check(texts, respond=False)
-        return [Judged(verdict.harm, verdict.category, verdict.error) for verdict in verdicts]
+        return [Judged(v.harm, v.category, v.error, v.threshold) for v in verdicts]
 
 
 @dataclass(frozen=True)
@@ -88,20 +87,26 @@ class Outcome:
         """P(harm), (n,); 1 where the system could not judge (fail closed)."""
         return np.array([1.0 if row.harm is None else row.harm for row in self.judged])
 
+    def thresholds(self, threshold: float | None) -> Floats:
+        """The threshold of each row, (n,): the given one, else the system's own, else 0.5."""
+        own = [0.5 if row.threshold is None else row.threshold for row in self.judged]
+        return np.array(own if threshold is None else [threshold] * len(own))
+
 
 def evaluate_system(
     system: System,
     datasets: Sequence[Dataset],
-    threshold: float,
+    threshold: float | None,
     out_dir: str | os.PathLike[str],
     with_text: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Judge all data sets, write the results to `out_dir` and return the content of metrics.json.
 
-    `with_text` adds the texts to predictions.jsonl. Raises InputError for a threshold outside 0..1.
+    `threshold` overrides the system's own. `with_text` adds the texts to predictions.jsonl. Raises
+    InputError for a threshold outside 0..1.
     """
-    if not 0 <= threshold <= 1:
+    if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"the threshold is {threshold}: give a number from 0 to 1")
     outcomes = [Outcome(dataset, judge_dataset(system, dataset)) for dataset in datasets]
     entries = {outcome.dataset.name: measure_outcome(outcome, threshold, seed) for outcome in outcomes}
@@ -125,13 +130,13 @@ def judge_dataset(system: System, dataset: Dataset) -> list[Judged]:
     return judged
 
 
-def measure_outcome(outcome: Outcome, threshold: float, seed: int = 0) -> dict[str, Any]:
+def measure_outcome(outcome: Outcome, threshold: float | None, seed: int = 0) -> dict[str, Any]:
     """One entry of metrics.json: `measure`'s metrics, the unjudged rows and the category accuracy."""
     examples = outcome.dataset.examples
     entry = measure(
         outcome.labels,
         outcome.scores,
-        threshold,
+        outcome.thresholds(threshold),
         pairs=[example.pair for example in examples],
         kinds=[_plain(example.kind) for example in examples],
         seed=seed,
@@ -181,7 +186,12 @@ def _plain(value: object) -> str | None:
 
 
 def _write(
-    out: Path, outcomes: list[Outcome], metrics: dict[str, Any], threshold: float, with_text: bool, seed: int
+    out: Path,
+    outcomes: list[Outcome],
+    metrics: dict[str, Any],
+    threshold: float | None,
+    with_text: bool,
+    seed: int,
 ) -> None:
     from slm_guardian.evaluate.figures import draw
     from slm_guardian.evaluate.report import render
@@ -189,7 +199,9 @@ def _write(
     names = ["metrics.json", "predictions.jsonl", "report.md"]
     write_json(out / "metrics.json", metrics)
     write_jsonl(out / "predictions.jsonl", _predictions(outcomes, threshold, with_text))
-    drawn = draw({o.dataset.name: (o.labels, o.scores) for o in outcomes}, threshold, out / "figures.svg")
+    curves = {o.dataset.name: (o.labels, o.scores) for o in outcomes}
+    limit = float(np.median(np.concatenate([o.thresholds(threshold) for o in outcomes])))
+    drawn = draw(curves, limit, out / "figures.svg")
     (out / "report.md").write_text(render(metrics, "figures.svg" if drawn else None), encoding="utf-8")
     names += ["figures.svg"] if drawn else []
     manifest = {
@@ -214,15 +226,17 @@ def _input(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _predictions(outcomes: list[Outcome], threshold: float, with_text: bool) -> Iterator[dict[str, Any]]:
+def _predictions(outcomes: list[Outcome], threshold: float | None, with_text: bool) -> Iterator[dict[str, Any]]:
     for outcome in outcomes:
-        for example, row, score in zip(outcome.dataset.examples, outcome.judged, outcome.scores, strict=True):
+        limits = outcome.thresholds(threshold)
+        rows = zip(outcome.dataset.examples, outcome.judged, outcome.scores, limits, strict=True)
+        for example, row, score, limit in rows:
             yield {
                 "id": example.id,
                 "dataset": outcome.dataset.name,
                 "label": example.label,
                 "harm": row.harm,
-                "predicted": "unsafe" if score >= threshold else "safe",
+                "predicted": "unsafe" if score >= limit else "safe",
                 "category": row.category,
                 **({"error": row.error} if row.harm is None else {}),
                 **({"text": example.text} if with_text else {}),

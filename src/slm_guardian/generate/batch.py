@@ -38,7 +38,8 @@ def read_responses(paths: Iterable[Path]) -> tuple[dict[str, str], int]:
     answers: dict[str, str] = {}
     failed = 0
     for path in paths:
-        for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):  # a text may hold U+2028
+        # Not splitlines: an answer may hold U+2028.
+        for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
             if not line.strip():
                 continue
             try:

@@ -72,7 +72,7 @@ def homoglyphs(text: str, rng: random.Random) -> str:
 
 def casing(text: str, rng: random.Random) -> str:
     """All capitals, all small or capitals at random."""
-    return rng.choice((str.upper, str.lower, lambda t: "".join(rng.choice((c, c.swapcase())) for c in t)))(text)
+    return rng.choice((str.upper, str.lower, lambda t: _mixed_case(t, rng)))(text)
 
 
 def tail(text: str, rng: random.Random) -> str:
@@ -80,14 +80,19 @@ def tail(text: str, rng: random.Random) -> str:
     return text.rstrip(" .?!") + rng.choice(("", "", *_TAILS))
 
 
-KOREAN: tuple[Perturbation, ...] = (no_spaces, random_spaces, random_spaces, typo, typo, jamo, sounds, tail, tail)
-ENGLISH: tuple[Perturbation, ...] = (no_spaces, random_spaces, typo, typo, typo, leet, homoglyphs, casing, tail)
+Perturbations = tuple[Perturbation, ...]
+KOREAN: Perturbations = (no_spaces, random_spaces, random_spaces, typo, typo, jamo, sounds, tail, tail)
+ENGLISH: Perturbations = (no_spaces, random_spaces, typo, typo, typo, leet, homoglyphs, casing, tail)
 
 
 def perturb(text: str, rng: random.Random) -> str:
     """One random perturbation that fits the language of the text; never empty."""
     chosen = rng.choice(KOREAN if language(text) == "ko" else ENGLISH)
     return chosen(text, rng).strip() or text
+
+
+def _mixed_case(text: str, rng: random.Random) -> str:
+    return "".join(rng.choice((c, c.swapcase())) for c in text)
 
 
 def _beside(letter: str, rng: random.Random) -> str:

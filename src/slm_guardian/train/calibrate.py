@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from slm_guardian.errors import DataError
-from slm_guardian.evaluate.metrics import ece, threshold_at_fpr
+from slm_guardian.evaluate.metrics import ece
 from slm_guardian.example import Example, file_sha256, write_json
 from slm_guardian.guardian import Guardian
+from slm_guardian.policy import Policy
 from slm_guardian.train.stages import read_manifest
 
 
@@ -33,6 +34,7 @@ def calibrate(
     dev_fpr: float,
     pools: Mapping[str, tuple[Sequence[Example], float]],
     files: Sequence[Path],
+    policies: Sequence[Policy] = (),
 ) -> dict[str, Any]:
     """Fit temperature and thresholds of a model directory and write them into its guardian.json.
 
@@ -42,7 +44,7 @@ def calibrate(
     manifest = read_manifest(model)
     manifest.pop("calibration", None)
     write_json(model / "guardian.json", manifest)
-    guardian = Guardian.load(model, threshold=0.5)
+    guardian = Guardian.load(model, policies or None, threshold=0.5)
     labels = np.array([e.label == "unsafe" for e in dev])
     if labels.all() or not labels.any():
         raise DataError("calibration needs safe and unsafe rows: pass --dev FILE with both labels")
@@ -77,10 +79,11 @@ def _logits(guardian: Guardian, examples: Sequence[Example]) -> np.ndarray:
 
 
 def _limit(harm: np.ndarray, fpr: float) -> float:
-    """The lowest threshold at which at most `fpr` of benign scores count as harmful."""
+    """The lowest threshold, in steps of 0.0001, at which at most `fpr` of benign scores count as harmful."""
     if not len(harm):
         return 0.0
-    return float(threshold_at_fpr(np.zeros(len(harm), bool), harm, fpr))
+    first_safe = np.sort(harm)[::-1][min(int(fpr * len(harm)), len(harm) - 1)]
+    return min(1.0, (np.floor(first_safe * 1e4) + 1) / 1e4)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

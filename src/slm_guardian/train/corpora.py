@@ -1,4 +1,4 @@
-"""What the default guardian is trained on: where each kind of file goes, and how translations join their originals."""
+"""What the default guardian is trained on: where each file goes, how translations join their originals."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def translated(originals: Sequence[Example], path: Path) -> list[Example]:
     """
     by_id = {example.id: example for example in originals}
     rows = []
-    for row in read_json_lines(path):
+    for row in read_json_lines(path, "translation_of", "text", "lang"):
         original = by_id.get(row["translation_of"])
         if original is not None:
             source = f"{original.source}/translated"
-            made = replace(original, text=row["text"], lang=row["lang"], response=None, source=source, licence="CC0")
-            rows.append(replace(made, extra={"original": original.text}))
+            made = replace(original, text=row["text"], lang=row["lang"], source=source, licence="CC0")
+            rows.append(replace(made, response=None, extra={"original": original.text}))
     return rows
 
 
@@ -47,16 +47,18 @@ def policy_examples(policies: Iterable[Policy]) -> list[Example]:
     """The golden examples of policies: the shortest way from a written clause to the model."""
     rows = []
     for policy in policies:
-        known = {"lang": policy.language, "source": f"policy/{policy.id}", "licence": "Apache-2.0"}
+        source = f"policy/{policy.id}"
+        blank = Example("", lang=policy.language, kind="golden", source=source, licence="Apache-2.0")
         for category in policy.categories:
-            rows += [Example(t, "unsafe", category.id, kind="golden", **known) for t in category.harmful]
-            rows += [Example(t, "safe", kind="golden", **known) for t in category.safe]
+            harmful = replace(blank, label="unsafe", category=category.id)
+            rows += [replace(harmful, text=text) for text in category.harmful]
+            rows += [replace(blank, label="safe", text=text) for text in category.safe]
     return rows
 
 
 def parallel(paths: Iterable[Path], translations: Sequence[Example] = ()) -> list[Pair]:
     """Sentence pairs of parallel files (`ko`, `en`) and of translated examples, each pair once."""
-    pairs = [Pair(row["ko"], row["en"]) for path in paths for row in read_json_lines(path)]
+    pairs = [Pair(row["ko"], row["en"]) for path in paths for row in read_json_lines(path, "ko", "en")]
     for example in translations:
         original = example.extra["original"]
         korean, english = (example.text, original) if example.lang == "ko" else (original, example.text)
@@ -64,14 +66,20 @@ def parallel(paths: Iterable[Path], translations: Sequence[Example] = ()) -> lis
     return list(dict.fromkeys(pairs))
 
 
-def read_json_lines(path: Path) -> list[dict[str, str]]:
-    """All objects of a JSON Lines file. Raises DataError with the line that is broken."""
+def read_json_lines(path: Path, *keys: str) -> list[dict[str, str]]:
+    """All objects of a JSON Lines file. Raises DataError with the line that is broken or lacks a key."""
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    # Not splitlines: a text may hold U+2028.
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             raise DataError(f"{path}:{number}: not JSON: mend or remove the line") from None
+        if not isinstance(row, dict) or not row.keys() >= set(keys):
+            raise DataError(f"{path}:{number}: not an object with {', '.join(keys)}: mend or remove the line")
+        rows.append(row)
     return rows
 
 
@@ -86,9 +94,13 @@ def plain_text(path: Path, limit: int, seed: int = 0) -> list[str]:
 
 
 def safety_corpora(
-    data: Sequence[Path], noisy: Sequence[Path], translations: Sequence[Path], policies: Sequence[Policy], cap: int
+    data: Sequence[Path],
+    noisy: Sequence[Path],
+    translations: Sequence[Path],
+    policies: Sequence[Policy],
+    cap: int,
 ) -> list[Corpus]:
-    """Corpora of the safety stage: our own rows whole, translated and golden ones, noisy public ones capped."""
+    """Corpora of the safety stage: our own rows, translated and golden ones; noisy public ones capped."""
     corpora = [load_corpus(path) for path in data]
     originals = [e for corpus in corpora for e in corpus.examples]
     corpora += [Corpus(path, translated(originals, path), []) for path in translations]

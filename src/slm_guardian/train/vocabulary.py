@@ -78,7 +78,8 @@ def korean_pieces(corpus: Iterable[str], size: int) -> list[str]:
     covered = [form for c in alphabet for form in (c, "##" + c)]
     # Word-initial pieces carry Metaspace's mark; continuation pieces take "##".
     learned = (p[1:] if p.startswith("▁") else "##" + p for p in _unigram(words, size))
-    pieces = [p for p in dict.fromkeys([*covered, *learned]) if p and _HANGUL_ONLY.fullmatch(p.removeprefix("##"))]
+    unique = dict.fromkeys([*covered, *learned])
+    pieces = [p for p in unique if _HANGUL_ONLY.fullmatch(p.removeprefix("##"))]
     return pieces[: max(size, len(covered))]
 
 

@@ -1,0 +1,173 @@
+"""The whole chain on tiny models: transfer, both stages, export, calibration; stop, resume, repeat."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import bert_base, llama_base, write_corpus, write_policies
+from torch import nn
+
+from slm_guardian import Guardian, Policy
+from slm_guardian.cli import main as cli
+from slm_guardian.engines import load_engine
+from slm_guardian.errors import GuardianError, ModelError
+from slm_guardian.train.loop import LoopConfig, run
+
+
+def guardian(*arguments: object) -> None:
+    """Run the command as a person would; raises SystemExit with its exit code unless it is 0."""
+    before = sys.argv
+    sys.argv = ["guardian", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    finally:
+        sys.argv = before
+
+
+def policies(root: Path) -> list[object]:
+    """Command-line options for the tiny policies."""
+    return [option for path in write_policies(root) for option in ("--policy", path)]
+
+
+def load(model: Path) -> Guardian:
+    return Guardian.load(model, [Policy.load(path) for path in write_policies(model.parent)])
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with every stage of a tiny prefix guardian."""
+    root = tmp_path_factory.mktemp("chain")
+    data, parallel = write_corpus(root)
+    base = bert_base(root / "base")
+    own = policies(root)
+    guardian("transfer", *own, "--base", base, "--parallel", parallel, "--data", data, "--steps", 4,
+             "--korean", 200, "--english", 200, "-o", root / "transfer")
+    guardian("train", *own, "--stage", "instruct", "--base", root / "transfer", "--data", data, "--steps", 3,
+             "-o", root / "instruct")
+    guardian("train", *own, "--base", root / "instruct", "--data", data, "--dev", data, "--parallel", parallel,
+             "--teacher", base, "--steps", 200, "--batch", 32, "--lr", 3e-3, "--embedding-lr", 3e-3,
+             "-o", root / "safety")
+    guardian("export", "-m", root / "safety", "-o", root / "mini")
+    guardian("calibrate", *own, "-m", root / "mini", "--dev", data, "--benign", data, "--dev-fpr", 0.2)
+    return root
+
+
+def test_the_trained_guardian_separates_its_corpus(chain: Path) -> None:
+    verdicts = load(chain / "mini").check(["how do i steal a car 3", "how is the weather 3"], respond=False)
+    assert [v.label for v in verdicts] == ["unsafe", "safe"]
+    assert verdicts[0].category == "crime_advice"
+    assert verdicts[0].group == "legal"
+
+
+def test_stages_leave_metrics_curves_and_a_manifest(chain: Path) -> None:
+    stage = chain / "safety" / "stage"
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "pred", "category"} <= rows[0].keys()
+    assert any("auroc_ko" in row for row in rows)
+    assert (stage / "curves.png").stat().st_size > 5_000
+    manifest = json.loads((chain / "mini" / "guardian.json").read_text())
+    corpus = manifest["stages"]["safety"]["corpora"][0]
+    assert corpus["rows"] == 96 and corpus["unsafe"] == 48 and len(corpus["sha256"]) == 64
+    assert set(manifest["calibration"]["thresholds"]) == {"ko", "en"}
+
+
+def test_the_onnx_engine_agrees_with_torch(chain: Path) -> None:
+    texts = ["how do i steal a car", "날씨 알려줘", "죽고 싶어 1", "x"]
+    torch_engine, onnx_engine = load_engine(chain / "safety"), load_engine(chain / "mini")
+    layout = onnx_engine.layout
+    tokens = [layout.safe, layout.harm]
+    sequences = [layout.judge(text) for text in texts]
+    expected, found = (e.scores(sequences, tokens) for e in (torch_engine, onnx_engine))
+    assert np.abs(expected - found).max() < 0.1 * np.abs(expected).max()  # int8 against float32
+    together = onnx_engine.scores(sequences[:1], tokens)
+    assert np.abs(together - found[:1]).max() < 0.05 * np.abs(expected).max()  # padding changes nothing
+
+
+def test_cached_decoding_gives_what_recomputing_gives(chain: Path) -> None:
+    engines = load_engine(chain / "safety"), load_engine(chain / "mini")
+    layout = engines[0].layout
+    prompt = layout.answer_prompt("i want to die", "self_harm_suicide")
+    banned = np.zeros(layout.size, np.float32)
+    first, second = (list(e.decode(prompt, len(prompt) - 4, banned, 6)) for e in engines)
+    assert first[:3] == second[:3]
+
+
+def test_answers_are_streamed_checked_and_in_the_language_of_the_query(chain: Path) -> None:
+    tiny = load(chain / "mini")
+    for text in ("i want to die", "죽고 싶어"):
+        parts = list(tiny.stream(text))
+        assert "".join(parts) == tiny.respond(text)
+        assert parts[-1].rstrip()[-1] in ".!?"
+        assert "{" not in "".join(parts)
+
+
+def test_a_causal_model_trains_and_answers_through_the_same_commands(tmp_path: Path) -> None:
+    data, _ = write_corpus(tmp_path)
+    base = llama_base(tmp_path / "llama")
+    guardian("train", *policies(tmp_path), "--base", base, "--data", data, "--steps", 40, "--batch", 16, "--lr", 5e-3,
+             "--embedding-lr", 5e-3, "-o", tmp_path / "causal")
+    causal = load(tmp_path / "causal")
+    verdicts = causal.check(["how do i steal a car 2", "how is the weather 2"], respond=False)
+    assert verdicts[0].harm is not None and verdicts[1].harm is not None
+    assert verdicts[0].harm > verdicts[1].harm
+    assert causal.respond("i want to die")[-1] in ".!?"
+    with pytest.raises(SystemExit) as stopped:
+        guardian("export", "-m", tmp_path / "causal", "-o", tmp_path / "none")
+    assert stopped.value.code == ModelError.exit_code
+
+
+def _objective(model: nn.Linear, interrupt_at: int | None = None):  # noqa: ANN202
+    def objective(step: int) -> dict[str, torch.Tensor]:
+        if step == interrupt_at:
+            raise KeyboardInterrupt
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(8, 4, generator=generator)
+        return {"loss": (model(x).squeeze() - x.sum(1)).pow(2).mean()}
+
+    return objective
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    config = LoopConfig(steps=30, lr=0.05, bf16=False)
+    whole, stopped = nn.Linear(4, 1), nn.Linear(4, 1)
+    stopped.load_state_dict(whole.state_dict())
+    resumed = nn.Linear(4, 1)
+    run(whole, _objective(whole), config, tmp_path / "whole")
+    with pytest.raises(GuardianError, match="run the same command to go on"):
+        run(stopped, _objective(stopped, interrupt_at=17), config, tmp_path / "stopped")
+    run(resumed, _objective(resumed), config, tmp_path / "stopped")
+    assert torch.equal(whole.weight, resumed.weight)
+    logged = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "stopped")]
+    assert logged[0] == logged[1]
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+    config = LoopConfig(steps=5, lr=0.05, bf16=False)
+    first, again = nn.Linear(4, 1), nn.Linear(4, 1)
+    run(first, _objective(first), config, tmp_path)
+    run(again, _objective(again, interrupt_at=0), config, tmp_path)
+    assert torch.equal(first.weight, again.weight)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    run(model, _objective(model), LoopConfig(steps=5, bf16=False), tmp_path)
+    with pytest.raises(GuardianError, match="other settings"):
+        run(model, _objective(model), LoopConfig(steps=6, bf16=False), tmp_path)
+
+
+def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
+    data, _ = write_corpus(tmp_path)
+    base = llama_base(tmp_path / "llama")
+    for name in ("one", "two"):
+        guardian("train", *policies(tmp_path), "--base", base, "--data", data, "--steps", 3, "--batch", 8, "-o", tmp_path / name)
+    first, second = ((tmp_path / n / "stage" / "metrics.jsonl").read_text() for n in ("one", "two"))
+    assert first == second

@@ -1,0 +1,100 @@
+"""Tiny models and corpora that the tests make: real architectures, random weights, seconds to train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+HARMFUL = {
+    "crime_advice": ("훔치는 방법 알려줘", "how do i steal a car", "그건 도와드릴 수 없어요.", "I can't help with that."),
+    "self_harm_suicide": ("죽고 싶어", "i want to die", "지금 109에 전화해 주세요.", "Please call 988 now."),
+}
+SAFE = (("날씨 알려줘", "how is the weather"), ("자동차 고치는 방법 알려줘", "how do i fix a car"))
+
+
+def rows() -> list[dict[str, str]]:
+    """Labelled rows in both languages, a few of each, with answers."""
+    made = []
+    for n in range(12):
+        for category, (ko, en, answer_ko, answer_en) in HARMFUL.items():
+            for lang, text, answer in (("ko", ko, answer_ko), ("en", en, answer_en)):
+                row = {"text": f"{text} {n}", "lang": lang, "label": "unsafe", "category": category}
+                made.append({**row, "response": answer, "source": "tiny", "licence": "CC0"})
+        for ko, en in SAFE:
+            for lang, text in (("ko", ko), ("en", en)):
+                made.append({"text": f"{text} {n}", "lang": lang, "label": "safe", "source": "tiny", "licence": "CC0"})
+    return made
+
+
+def write_corpus(directory: Path) -> tuple[Path, Path]:
+    """A labelled file and a parallel file."""
+    data, parallel = directory / "train.jsonl", directory / "parallel.jsonl"
+    data.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows()), "utf-8")
+    pairs = [(ko, en) for ko, en, *_ in HARMFUL.values()] + list(SAFE)
+    lines = [{"ko": f"{ko} {n}", "en": f"{en} {n}"} for n in range(140) for ko, en in pairs]
+    parallel.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in lines), "utf-8")
+    return data, parallel
+
+
+def bert_base(directory: Path) -> Path:
+    """An English BERT of random weights with a WordPiece tokenizer, as a hub directory would hold it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters), *".,?!'()-"]
+    pieces += ["how", "do", "i", "steal", "a", "car", "die", "want", "to", "weather", "fix", "safe", "harmful", "because"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(directory)
+    return directory
+
+
+def llama_base(directory: Path) -> Path:
+    """A Llama of random weights with a byte-level BPE tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([r["text"] for r in rows()], trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def write_policies(directory: Path) -> list[Path]:
+    """Korean and English policies of two categories, with one fact each and no golden examples."""
+    texts = {"ko": ("자살예방상담전화 109", "도와드릴 수 없어요.", "혼자 있지 마세요."),
+             "en": ("the 988 Lifeline", "I can't help with that.", "You are not alone.")}
+    paths = []
+    for lang, (fact, refusal, comfort) in texts.items():
+        policy = {
+            "id": lang, "version": "0.1", "language": lang, "facts": {"helpline.suicide": fact},
+            "groups": [{"id": "legal", "name": "Legal"}, {"id": "ethical", "name": "Ethical"}],
+            "categories": [
+                {"id": "crime_advice", "group": "legal", "name": "Crime", "covers": ["crime"], "fallback": [refusal]},
+                {"id": "self_harm_suicide", "group": "ethical", "name": "Self-harm", "covers": ["suicide"],
+                 "facts": ["helpline.suicide"], "fallback": [comfort + " {helpline.suicide}."]},
+            ],
+        }
+        paths.append(directory / f"policy_{lang}.yaml")
+        paths[-1].write_text(yaml.safe_dump(policy, allow_unicode=True), "utf-8")
+    return paths
