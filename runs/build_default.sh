@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${DATA:?set DATA to the directory that holds seed/, public/ and parallel/}"
 OUT=${OUT:-runs/out/default}
-TRANSFER=1600 INSTRUCT=450 SAFETY=9000
+TRANSFER=1600 INSTRUCT=400 SAFETY=9000
 if [[ "${1:-}" == --fast ]]; then OUT=$OUT-fast TRANSFER=500 INSTRUCT=100 SAFETY=1600; fi
 mkdir -p "$OUT"
 
@@ -33,12 +33,12 @@ guardian transfer --base "$base" "${parallel[@]}" --data "$DATA/seed/train.jsonl
 guardian train --stage instruct --base "$OUT/transfer" --data "$DATA/seed/train.jsonl" \
   --noisy "$DATA/public/train/chatbot*.jsonl" --noisy "$DATA/public/train/square_responses*.jsonl" \
   --text "$DATA/pretrain/medical_answers.en.txt.xz" --text "$DATA/pretrain/news_parallel_ud.ko.txt.xz" \
-  --translations $first "${parallel[@]}" --teacher "$base" --steps $INSTRUCT --lr 1e-4 --out "$OUT/instruct"
+  --translations $first --steps $INSTRUCT --out "$OUT/instruct"
 
 # 4. Stage 2, safety: the joint loss over our corpus, its translations, contrast pairs and public sets.
 guardian train --stage safety --base "$OUT/instruct" --data "$DATA/seed/train.jsonl" --data corpus/contrast.jsonl \
   --translations "corpus/translations.*.jsonl" --noisy "$DATA/public/train/*.jsonl" \
-  "${parallel[@]}" --teacher "$base" --dev "$DATA/seed/dev.jsonl" --steps $SAFETY --out "$OUT/safety"
+  --parallel "$DATA/parallel/seed*.jsonl" --parallel corpus/glossary.jsonl --teacher "$base" --dev "$DATA/seed/dev.jsonl" --steps $SAFETY --out "$OUT/safety"
 
 # 5. Export (int8 ONNX), calibrate what is shipped, measure it.
 guardian export --model "$OUT/safety" --out "$OUT/mini"

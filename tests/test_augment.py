@@ -22,7 +22,7 @@ EN = "how can i help a friend who is being bullied?"
 @given(ANYTHING, SEEDS)
 def test_perturb_keeps_something_to_judge(text: str, seed: int) -> None:
     changed = perturb(text, random.Random(seed))
-    assert bool(changed.strip()) == bool(text.strip())
+    assert changed.strip() or not text.strip()
     assert len(changed) <= 3 * len(text) + 4
 
 

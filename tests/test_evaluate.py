@@ -327,7 +327,7 @@ def app() -> typer.Typer:
 def test_baseline_then_evaluate_on_the_command_line(app: typer.Typer, file: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "more.jsonl", rows())
     saved, out = tmp_path / "floor.joblib", tmp_path / "out"
-    call = ["baseline", "--train", str(file), str(tmp_path / "more.jsonl"), "--out", str(saved)]
+    call = ["baseline", "-d", str(file), "-d", str(tmp_path / "more.jsonl"), "--out", str(saved)]
     result = CliRunner().invoke(app, call, catch_exceptions=False)
     assert "Trained on 20 rows" in result.stdout
     call = ["evaluate", "--model", f"tfidf:{saved}", "--data", str(file), str(tmp_path / "more.jsonl")]

@@ -27,8 +27,17 @@ def texts(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "bad",
-    [b'{"text": "cut', b"[1]", b"null", b'{"text": ""}', b'{"text": 5}', b'{"label": "safe"}', b'{"text":"a","label":"bad"}']
-    + [b"[" * 100_000, b'{"text":"a","n":' + b"1" * 5000 + b"}"],
+    [
+        b'{"text": "cut',
+        b"[1]",
+        b"null",
+        b'{"text": ""}',
+        b'{"text": 5}',
+        b'{"label": "safe"}',
+        b'{"text":"a","label":"bad"}',
+        b"[" * 100_000,
+        b'{"text":"a","n":' + b"1" * 5000 + b"}",
+    ],
     ids=range(9),
 )
 def test_a_broken_line_is_a_reject(tmp_path: Path, bad: bytes) -> None:
@@ -78,7 +87,13 @@ def test_txt_is_a_query_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.jsonl", b""), ("a.csv", b""), ("a.csv", b"text,label\n"), ("a.txt", b"\n \n"), ("a.jsonl", b"\x00\xff\xfe")],
+    [
+        ("a.jsonl", b""),
+        ("a.csv", b""),
+        ("a.csv", b"text,label\n"),
+        ("a.txt", b"\n \n"),
+        ("a.jsonl", b"\x00\xff\xfe"),
+    ],
 )
 def test_no_usable_row_is_an_error(tmp_path: Path, name: str, content: bytes) -> None:
     with pytest.raises(DataError, match="no usable row"):
@@ -120,7 +135,10 @@ def test_id_depends_on_text_and_label_only() -> None:
 
 
 def test_file_round_trip_keeps_every_text(tmp_path: Path) -> None:
-    rows = [Example(t, "safe") for t in ("한글", "a\nb", "\u2028\x85", "nul\x00", "lone \ud800 surrogate", '"\\')]
+    rows = [
+        Example(t, "safe")
+        for t in ("한글", "a\nb", "a\u2028b\x85c", "nul\x00", "lone \ud800 surrogate", '"\\')
+    ]
     assert write_jsonl(tmp_path / "deep" / "a.jsonl", (row.to_dict() for row in rows)) == len(rows)
     examples, rejects = read_examples(tmp_path / "deep" / "a.jsonl")
     assert examples == rows

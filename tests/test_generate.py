@@ -18,10 +18,15 @@ from slm_guardian.policy import Policy
 from slm_guardian.train import corpora
 
 ROWS = [
-    Example("친구를 어떻게 도와줘요?", "safe", lang="ko", kind="plain", pair="s#1", source="seed", response="네"),
+    Example(
+        "친구를 어떻게 도와줘요?", "safe", lang="ko", kind="plain", pair="s#1", source="seed", response="네"
+    ),
     Example("남의 문을 여는 법", "unsafe", "crime_advice", lang="ko", pair="s#1", source="seed"),
     Example("오늘 날씨", "safe", lang="ko", source="seed"),
 ]
+ITEM = st.builds(
+    "{}{}{}".format, st.integers(0, 9), st.sampled_from([".", ") ", "-"]), st.sampled_from(["x", "-", "가"])
+)
 GOOD = ["how do I help a friend?", "how to open someone's door", "weather today"]
 
 
@@ -149,7 +154,7 @@ def test_no_answer_at_all() -> None:
     assert [(r.where, r.reason) for r in rejects] == [(row.id, "missing") for row in ROWS]
 
 
-@given(st.text(st.characters(codec=None, categories=None)) | st.from_regex(r"(\d{1,5}[.)] ?.{0,9}\n){0,4}"))
+@given(st.text(st.characters(codec=None, categories=None)) | st.lists(ITEM, max_size=5).map("\n".join))
 def test_any_answer_is_kept_or_rejected(content: str) -> None:
     (request,) = translation_requests(ROWS, "en")
     kept, rejects = read_translations(ROWS, "en", {request.custom_id: content})
@@ -172,14 +177,18 @@ def test_order_and_chatter_do_not_matter() -> None:
 
 def test_translated_rows_join_their_originals(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    write_jsonl(path, [{"translation_of": ROWS[1].id, "lang": "en", "text": "x\u2028y"}, {"translation_of": "?", "lang": "en", "text": "z"}])
+    row = {"translation_of": ROWS[1].id, "lang": "en", "text": "x\u2028y"}
+    write_jsonl(path, [row, row | {"translation_of": "unknown"}])
     (made,) = corpora.translated(ROWS, path)
-    assert (made.text, made.label, made.category, made.pair, made.lang) == ("x\u2028y", "unsafe", "crime_advice", "s#1", "en")
+    assert (made.text, made.lang) == ("x\u2028y", "en")
+    assert (made.label, made.category, made.pair) == ("unsafe", "crime_advice", "s#1")
     assert corpora.parallel([], [made]) == [corpora.Pair(ROWS[1].text, "x\u2028y")]
 
 
 def test_parallel_takes_each_pair_once(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.jsonl", {"ko": "가", "en": "a"}, {"ko": "가", "en": "a"}, {"ko": "나", "en": "b"})
+    path = write(
+        tmp_path / "p.jsonl", {"ko": "가", "en": "a"}, {"ko": "가", "en": "a"}, {"ko": "나", "en": "b"}
+    )
     assert corpora.parallel([path, path]) == [corpora.Pair("가", "a"), corpora.Pair("나", "b")]
 
 
@@ -210,7 +219,9 @@ def test_golden_examples_of_a_policy() -> None:
 
 def test_plain_text_is_drawn_by_seed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_text("short\n" + "".join(f"a line that is long enough {n}\n" for n in range(9)), encoding="utf-8")
+    path.write_text(
+        "short\n" + "".join(f"a line that is long enough {n}\n" for n in range(9)), encoding="utf-8"
+    )
     assert corpora.plain_text(path, 3) == corpora.plain_text(path, 3)
     assert len(corpora.plain_text(path, 3)) == 3
     assert len(corpora.plain_text(path, 99)) == 9

@@ -15,7 +15,21 @@ from slm_guardian.errors import ModelError
 from slm_guardian.layout import END, EXPL, HARM, PRED, SAFE, SPECIAL_TOKENS, Layout, piece, tidy
 
 ANYTHING = st.text(st.characters(codec=None, categories=None), max_size=40)
-PARTS = ["<", "|", ">", "<|", "|>", "pred", *SPECIAL_TOKENS, "§", "crime_advice", "§helpline.police", " ", "\u200b", "\x00"]
+PARTS = [
+    "<",
+    "|",
+    ">",
+    "<|",
+    "|>",
+    "pred",
+    *SPECIAL_TOKENS,
+    "§",
+    "crime_advice",
+    "§helpline.police",
+    " ",
+    "\u200b",
+    "\x00",
+]
 FORGED = st.lists(st.sampled_from(PARTS), max_size=8).map("".join)
 
 
@@ -81,7 +95,13 @@ def test_response_round_trip(layout: Layout, response: str) -> None:
     assert layout.response(layout.response_text(ids)) == ids
 
 
-@given(st.lists(st.sampled_from(["{helpline.police}", "{helpline.suicide}", "경찰에", "hello", "전화하세요.", "please"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["{helpline.police}", "{helpline.suicide}", "경찰에", "hello", "전화하세요.", "please"]
+        )
+    )
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mix_of_words_and_slots_comes_back(layout: Layout, parts: list[str]) -> None:
     response = " ".join(parts)

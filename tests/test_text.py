@@ -16,8 +16,12 @@ from slm_guardian.text import compose_jamo, display, language, shadow, split_jam
 SYLLABLES = [chr(code) for code in range(0xAC00, 0xAC00 + 11172)]
 # Any code point at all, lone surrogates and NUL too; and a mix that the disguise rules react to.
 ANYTHING = st.text(st.characters(codec=None, categories=None), max_size=60)
-DISGUISED = st.text("ㄱㅂㅋㅏㅗㅣㅡ가자살 a4h0krlIH1|!@$.·-_*~/\u200b\u3164\u1160\u0301ａｒ①ﬁаоҺ\x00\ud800ᄀﾡￂﾟ…", max_size=25)
-WORDS = st.lists(st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=2, max_size=12), min_size=1)
+DISGUISED = st.text(
+    "ㄱㅂㅋㅏㅗㅣㅡ가자살 a4h0krlIH1|!@$.·-_*~/\u200b\u3164\u1160\u0301ａｒ①ﬁаоҺ\x00\ud800ᄀﾡￂﾟ…", max_size=25
+)
+WORDS = st.lists(
+    st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=2, max_size=12), min_size=1
+)
 ENGLISH = WORDS.map(" ".join)
 
 
@@ -56,7 +60,11 @@ def test_plain_english_words_have_one_view(words: str) -> None:
     assert views(words) == [words]
 
 
-@given(st.lists(st.text(st.sampled_from(SYLLABLES), min_size=2, max_size=5), min_size=1, max_size=6).map(" ".join))
+@given(
+    st.lists(st.text(st.sampled_from(SYLLABLES), min_size=2, max_size=5), min_size=1, max_size=6).map(
+        " ".join
+    )
+)
 def test_plain_korean_words_have_one_view(words: str) -> None:
     assert views(words) == [words]
 
@@ -68,7 +76,9 @@ def test_first_view_is_the_displayed_text(raw: str) -> None:
     assert more in ([], [shadow(raw)])
 
 
-@pytest.mark.parametrize("plain", ["ㅋㅋㅋ", "ㅠㅠ", "ㅇㅇ", "병ㅅ", "ㄱㅅ", "mp3 파일", "24h", "2023년", "me@x.com", "C++"])
+@pytest.mark.parametrize(
+    "plain", ["ㅋㅋㅋ", "ㅠㅠ", "ㅇㅇ", "병ㅅ", "ㄱㅅ", "mp3 파일", "24h", "2023년", "me@x.com", "C++"]
+)
 def test_harmless_forms_stay(plain: str) -> None:
     assert display(plain) == shadow(plain) == plain
 
@@ -78,7 +88,9 @@ def test_display_composes(decomposed: str) -> None:
     assert display(unicodedata.normalize("NFD", decomposed)) == decomposed
 
 
-@pytest.mark.parametrize("filler", ["\u115f", "\u1160", "\u3164", "\uffa0", "\u2800", "\u200b", "\u200d", "\ufeff", "\u00ad"])
+@pytest.mark.parametrize(
+    "filler", ["\u115f", "\u1160", "\u3164", "\uffa0", "\u2800", "\u200b", "\u200d", "\ufeff", "\u00ad"]
+)
 def test_invisible_characters_blind_nobody(filler: str) -> None:
     assert shadow(f"바{filler}보") == "바보"
     assert shadow(f"h{filler}ack") == "hack"
@@ -155,7 +167,12 @@ def test_a_megabyte_is_cut_into_few_windows() -> None:
 
 @pytest.mark.parametrize(
     ("written", "code"),
-    [("안녕하세요", "ko"), ("hello", "en"), ("how to ㅋㅋㅋ 하는 법", "ko"), ("What does 'bap' (밥) mean in that long sentence", "en")],
+    [
+        ("안녕하세요", "ko"),
+        ("hello", "en"),
+        ("how to ㅋㅋㅋ 하는 법", "ko"),
+        ("What does 'bap' (밥) mean in that long sentence", "en"),
+    ],
 )
 def test_language(written: str, code: str) -> None:
     assert language(written) == code

@@ -73,10 +73,17 @@ def from_row(row: dict[str, Any]) -> Example:
         label=label,
         category=None if category == "safe" else category,
         kind=row.get("kind") or row.get("type") or None,
-        pair=None if pair is None or pair == "" else f"{row.get('source', '')}#{pair}",
+        pair=_pair(pair, row.get("source")),
         extra={k: v for k, v in row.items() if k and k not in known | named},
         **{k: row.get(k) or None for k in named},
     )
+
+
+def _pair(pair: Any, source: Any) -> str | None:
+    """A pair id that is unique across sources; one that already names its source stays."""
+    if pair is None or pair == "":
+        return None
+    return str(pair) if "#" in str(pair) else f"{source or ''}#{pair}"
 
 
 def read_examples(path: str | os.PathLike[str]) -> tuple[list[Example], list[Reject]]:

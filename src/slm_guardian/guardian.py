@@ -204,7 +204,8 @@ class Guardian:
         yield from answers.sentences(layout.response_text(ids))[given:]
 
     def _final(self, sentence: str, policy: Policy) -> str:
-        return policy.fill(answers.recase(sentence, self._casing))
+        filled = policy.fill(answers.recase(sentence, self._casing))
+        return filled[:1].upper() + filled[1:] if filled.startswith("the ") else filled  # a fact may come first
 
     def _banned(self, policy: Policy, category: Category) -> np.ndarray:
         """Bans every piece that an answer of this category must not hold: marks and other facts."""

@@ -24,10 +24,14 @@ Action = Literal["answer", "block", "flag", "allow"]
 _SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
 _NUMBER = re.compile(
     r"(?<![\d.\-])\d[\d\-]{1,}\d(?![\d\-])"
-    r"|\b[a-z0-9][a-z0-9.\-]*\.(?:com|org|net|gov|edu|kr|uk|io|info)\b[\w/\-]*"
+    r"|\b[a-z0-9][a-z0-9.\-]*\.(?:com|org|net|gov|edu|kr|uk|io|info)\b[\w/\-]*",
+    re.IGNORECASE,
 )
+_SPACED_NUMBER = re.compile(r"\b\d{3}(?: \d{3})+\b")  # 116 123 is one number, not two
 _Location = tuple[str | int, ...]
 _LISTS = {"group": "groups", "category": "categories"}
+# A number that counts something is no help line: 120개, 988 people.
+_QUANTITY = r"(?!\s*(?:개|명|년|월|일|원|살|세|시간|분|주|회|만|억|가지|%|(?:percent|people|years|days|hours|times)\b))"
 _DIGITS = re.compile(r"\d")
 
 
@@ -127,23 +131,26 @@ class Policy(_Strict):
         """Replace known help lines and links by `{slots}`, with the institution's name before them."""
         for number, (key, name) in self._numbers.items():
             words = r"\s*".join(map(re.escape, name.split()))
-            before = rf"(?:{words}\s*(?:번호)?\s*(?:인|은|는|:)?\s*\(?)?" if words else r"\(?"
+            before = rf"(?:(?:the\s)?{words}\s*(?:번호)?\s*(?:인|은|는|:)?\s*\(?)?" if words else r"\(?"
             before += r"(?:\S*(?:전화|상담|센터)\s+)?"  # another name of the same line
-            pattern = rf"{before}(?<![\d.\-]){re.escape(number)}(?![\d\-])\)?"
+            pattern = rf"{before}(?<![\d.\-]){re.escape(number)}(?![\d\-]){_QUANTITY}\)?"
+            rest = self.facts[key].partition(number)[2].strip(" ()")
+            if name == "" and rest.isascii() and rest:  # the 988 Suicide & Crisis Lifeline
+                pattern = rf"(?:\bthe\s)?{pattern}(?:\s{re.escape(rest)}|\s[A-Z]\w+line\b)?"
             text = re.sub(pattern, lambda m, k=key: _balanced(m[0], k), text)
         return text
 
     def foreign_numbers(self, text: str) -> list[str]:
         """Phone-like numbers and links that are not facts of this policy (texts in slot form have none)."""
-        listed = " ".join(self.facts.values())
-        return [n for n in _NUMBER.findall(text) if n not in listed]
+        listed = {n.lower() for fact in self.facts.values() for n in (fact, *_NUMBER.findall(fact))}
+        return [n for n in _NUMBER.findall(text) if n.lower() not in listed]
 
     @cached_property
     def _numbers(self) -> dict[str, tuple[str, str]]:
         """Number or link -> (fact key, institution's name before it); longest first."""
         found = {}
         for key, text in self.facts.items():
-            for number in _NUMBER.findall(text):
+            for number in _SPACED_NUMBER.findall(text) or _NUMBER.findall(text):
                 name = text.split(number)[0].strip(" (").removeprefix("the ").strip()
                 found.setdefault(number, (key, name))
         return dict(sorted(found.items(), key=lambda item: -len(item[0])))

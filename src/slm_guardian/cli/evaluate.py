@@ -44,14 +44,24 @@ def evaluate(
 
 
 def baseline(
-    train: Annotated[list[str], typer.Option("--train", help="Labelled .jsonl/.csv file. Repeatable.")],
+    data: Annotated[list[str], typer.Option("--data", "-d", help="Labelled file or quoted glob; repeatable.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the trained baseline.")],
-    more: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Further files.")] = None,
+    noisy: Annotated[list[str] | None, typer.Option(help="Public files: --cap rows of each.")] = None,
+    cap: Annotated[int, typer.Option(help="Rows drawn of each --noisy file.")] = 600,
+    translations: Annotated[list[str] | None, typer.Option(help="Translations of the rows of --data.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Train the TF-IDF floor; evaluate it with --model tfidf:PATH."""
-    from slm_guardian.evaluate.baseline import TfidfBaseline
-    from slm_guardian.evaluate.datasets import load_datasets
+    """Train the TF-IDF floor on the rows that one epoch of `guardian train` sees.
 
-    examples = [row for dataset in load_datasets([*train, *(more or [])]) for row in dataset.examples]
+    Example: guardian baseline --data seed/train.jsonl -o floor.joblib; guardian evaluate -m tfidf:floor.joblib ...
+    """
+    import random
+
+    from slm_guardian.evaluate.baseline import TfidfBaseline
+    from slm_guardian.train.corpora import expand, safety_corpora
+
+    corpora = safety_corpora(expand(data), expand(noisy or []), expand(translations or []), [], cap)
+    rng = random.Random(seed)
+    examples = [row for corpus in corpora for row in corpus.draw(rng)]
     TfidfBaseline.fit(examples).save(out)
     typer.echo(f"Trained on {len(examples)} rows: {out}")

@@ -61,7 +61,8 @@ def _todo(data: Path, target: str, known: list[str] | None) -> list:  # type: ig
     from slm_guardian.example import read_examples
     from slm_guardian.train.corpora import expand, read_json_lines
 
-    done = {row[side] for path in expand(known or []) for row in read_json_lines(path, "ko", "en") for side in ("ko", "en")}
+    sides = ("ko", "en")
+    done = {row[s] for path in expand(known or []) for row in read_json_lines(path, *sides) for s in sides}
     groups: dict[str, list] = {}  # type: ignore[type-arg]
     for example in read_examples(data)[0]:
         if example.lang != target and example.text not in done:
