@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${DATA:?set DATA to the directory that holds seed/, public/ and parallel/}"
 OUT=${OUT:-runs/out/default}
-TRANSFER=1600 INSTRUCT=400 SAFETY=9000
+TRANSFER=1600 INSTRUCT=300 SAFETY=9000
 if [[ "${1:-}" == --fast ]]; then OUT=$OUT-fast TRANSFER=500 INSTRUCT=100 SAFETY=1600; fi
 mkdir -p "$OUT"
 
@@ -29,11 +29,10 @@ first=corpus/translations.1.jsonl
 guardian transfer --base "$base" "${parallel[@]}" --data "$DATA/seed/train.jsonl" --translations $first \
   --text "$DATA/public/train/*.jsonl" --english 17000 --steps $TRANSFER --out "$OUT/transfer"
 
-# 3. Stage 1, language: small talk, questions and answers, responses, plain sentences.
+# 3. Stage 1, language: small talk, questions and answers, responses.
 guardian train --stage instruct --base "$OUT/transfer" --data "$DATA/seed/train.jsonl" \
   --noisy "$DATA/public/train/chatbot*.jsonl" --noisy "$DATA/public/train/square_responses*.jsonl" \
-  --text "$DATA/pretrain/medical_answers.en.txt.xz" --text "$DATA/pretrain/news_parallel_ud.ko.txt.xz" \
-  --translations $first --steps $INSTRUCT --out "$OUT/instruct"
+  --steps $INSTRUCT --out "$OUT/instruct"
 
 # 4. Stage 2, safety: the joint loss over our corpus, its translations, contrast pairs and public sets.
 guardian train --stage safety --base "$OUT/instruct" --data "$DATA/seed/train.jsonl" --data corpus/contrast.jsonl \

@@ -14,7 +14,7 @@ import numpy as np
 
 from slm_guardian import answers
 from slm_guardian.engines import Engine, load_engine
-from slm_guardian.errors import ModelError, PolicyError
+from slm_guardian.errors import InputError, ModelError, PolicyError
 from slm_guardian.policy import Action, Category, Policy
 from slm_guardian.text import language, views, windows
 
@@ -62,6 +62,8 @@ class Guardian:
     def __init__(
         self, engine: Engine, policies: Sequence[Policy], manifest: Mapping[str, Any], name: str, threshold: float | None
     ) -> None:
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise InputError(f"the threshold is {threshold}: give a number from 0 to 1")
         self.engine, self.name = engine, name
         self.policies = {policy.language: policy for policy in policies}
         self._default = policies[0]
@@ -83,7 +85,7 @@ class Guardian:
         """Load a guardian: the shipped one, or a model directory.
 
         Several policies serve each its language; without `policy` the shipped packs do. `threshold` overrides all others.
-        Raises ModelError or PolicyError with what to do.
+        Raises InputError, ModelError or PolicyError with what to do.
         """
         directory = Path(model) if model else Path(str(files("slm_guardian").joinpath("assets/mini")))
         engine = load_engine(directory, threads)
@@ -99,7 +101,9 @@ class Guardian:
         return self._base_threshold(self._default)
 
     @overload
-    def check(self, texts: str, respond: bool = True, force: bool = False) -> Verdict: ...
+    def check(  # pyright: ignore[reportOverlappingOverload]  # a str is a sequence of str, too
+        self, texts: str, respond: bool = True, force: bool = False
+    ) -> Verdict: ...
     @overload
     def check(self, texts: Sequence[str], respond: bool = True, force: bool = False) -> list[Verdict]: ...
 
@@ -144,33 +148,40 @@ class Guardian:
         return written, answers.fault(written, text, policy, chosen)
 
     def policy_for(self, text: str) -> Policy:
-        """The policy of the text's language, else the first one."""
-        return self.policies.get(language(text), self._default)
+        """The policy of the language that the text begins in, else the first one."""
+        return self.policies.get(language(text[:1000]), self._default)
 
     def _check(self, texts: list[str], respond: bool, force: bool) -> list[Verdict]:
-        parts = [(i, view) for i, text in enumerate(texts) if not _unjudgeable(text) for view in _parts(text)]
-        logits = self._logits([view for _, view in parts])
+        parts = [(i, part) for i, text in enumerate(texts) if not _unjudgeable(text) for part in self._parts(text)]
+        logits = self._logits([part for _, part in parts])
         best: dict[int, np.ndarray] = {}
         for (i, _), row in zip(parts, logits, strict=True):
-            if i not in best or row[0] > best[i][0]:
+            if i not in best or row[0] > best[i][0] or not np.isfinite(row[0]):
                 best[i] = row
         verdicts = [self._verdict(text, best.get(i), force) for i, text in enumerate(texts)]
         return [self._answered(v) if respond else v for v in verdicts]
 
-    def _logits(self, texts: list[str]) -> np.ndarray:
-        """Harm logit, then category logits, for each text: (texts, 1 + categories)."""
+    def _parts(self, text: str) -> list[list[int]]:
+        """Everything of a text that is judged: both views, in windows; the highest counts. Empty if unreadable."""
+        layout = self.engine.layout
+        parts = [layout.judge(part) for view in views(text) for part in windows(view)]
+        return [part for part in parts if len(part) > 2]
+
+    def _logits(self, sequences: list[list[int]]) -> np.ndarray:
+        """Harm logit, then category logits, for each sequence: (sequences, 1 + categories)."""
         layout = self.engine.layout
         categories = [layout.piece_id(c) or 0 for c in self._known]
-        if not texts:
+        if not sequences:
             return np.zeros((0, 1 + len(categories)), np.float32)
-        scores = self.engine.scores([layout.judge(t) for t in texts], [layout.safe, layout.harm, *categories])
+        scores = self.engine.scores(sequences, [layout.safe, layout.harm, *categories])
         return np.concatenate([scores[:, 0, 1:2] - scores[:, 0, 0:1], scores[:, 1, 2:]], 1)
 
     def _verdict(self, text: str, logits: np.ndarray | None, force: bool) -> Verdict:
-        policy = self.policy_for(text[:1000])
+        policy = self.policy_for(text) if isinstance(text, str) else self._default
         known: dict[str, Any] = {"text": text, "policy": policy.id, "model": self.name}
         if logits is None or not np.isfinite(logits[0]):
-            error = _unjudgeable(text) or "the model gave no number: export it again"
+            found = "the text is empty" if logits is None else "the model gave no number: export it again"
+            error = _unjudgeable(text) or found
             return Verdict(label="unsafe", harm=None, category=None, group=None, response=None,
                            action="block", error=error, **known)
         harm = 1 / (1 + math.exp(-float(np.clip(logits[0] / self._temperature, -30, 30))))
@@ -208,9 +219,11 @@ class Guardian:
         return filled[:1].upper() + filled[1:] if filled.startswith("the ") else filled  # a fact may come first
 
     def _banned(self, policy: Policy, category: Category) -> np.ndarray:
-        """Bans every piece that an answer of this category must not hold: marks and other facts."""
+        """Bans what an answer of this category must not hold: marks, other facts, pieces no answer was trained on."""
         layout = self.engine.layout
-        banned = np.zeros(layout.size, np.float32)
+        used = self._manifest.get("answer_tokens")
+        banned = np.full(layout.size, _BANNED if used else 0, np.float32)
+        banned[[*(used or []), layout.end]] = 0
         banned[layout.never] = _BANNED
         allowed = [layout.piece_id(f) for f in category.facts if f in policy.facts]
         banned[[i for i in allowed if i is not None]] = 0
@@ -218,7 +231,7 @@ class Guardian:
 
     def _category(self, text: str, policy: Policy, category: str | None) -> Category:
         if category is None:
-            rows = self._logits(_parts(text) or [text])
+            rows = self._logits(self._parts(text) or [self.engine.layout.judge("")])
             category = self._best(rows[rows[:, 0].argmax()], policy)
         if category not in policy.by_id:
             raise PolicyError(f"policy {policy.id} has no category {category}: see `guardian policy show`")
@@ -256,8 +269,11 @@ def _manifest(directory: Path) -> dict[str, Any]:
     path = directory / "guardian.json"
     try:
         manifest = json.loads(path.read_text("utf-8"))
-        manifest["categories"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        calibration = manifest.get("calibration", {})
+        numbers = [calibration.get("temperature", 1.0), *calibration.get("thresholds", {}).values()]
+        if not manifest["categories"] or not all(0 <= n < math.inf for n in numbers) or not numbers[0]:
+            raise ValueError("no categories, or a number that is none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is missing or broken: export or train the model again") from error
     return manifest
 
@@ -267,9 +283,4 @@ def _unjudgeable(text: str) -> str | None:
         return "not a text"
     if len(text) > MAX_TEXT:
         return f"longer than {MAX_TEXT:,} characters: send it in parts"
-    return None if views(text[:1000])[0] or text.strip("\x00 \t\r\n") else "the text is empty"
-
-
-def _parts(text: str) -> list[str]:
-    """Everything of a text that is judged: both views, in windows; the highest counts."""
-    return [part for view in views(text) for part in windows(view) if part.strip()]
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ def _read(name: str) -> list[str]:
 
     if name == "-":
         raw = sys.stdin.buffer.read().decode("utf-8-sig", errors="replace")
-        return [line for line in raw.splitlines() if line.strip()]
+        lines = io.StringIO(raw, newline=None)  # the line ends of a file: splitlines() knows more
+        return [line.rstrip("\n") for line in lines if line.strip()]
     examples, rejects = read_examples(Path(name))
     for reject in rejects:
         print(f"guardian: {reject.where} skipped: {reject.reason}", file=sys.stderr)

@@ -41,6 +41,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         print(f"guardian: {error.name} is not installed: pip install 'slm-guardian[train]'", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            where = error.filename or "the output"
+            print(f"guardian: cannot read or write {where}: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be written
         sys.exit(1)

@@ -71,7 +71,6 @@ def train(
     translations: Annotated[list[str] | None, typer.Option(help="Translations of the rows of --data.")] = None,
     parallel: Annotated[list[str] | None, typer.Option(help="Sentence pairs: keeps the languages aligned.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="English base that --parallel is aligned to.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Plain text (.txt, .txt.xz) for the instruct stage.")] = None,
     dev: Annotated[Path | None, typer.Option(help="Labelled file; its AUROC is logged on the way.")] = None,
     policy: PolicyNames = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4000,
@@ -90,7 +89,7 @@ def train(
     from slm_guardian.errors import InputError
     from slm_guardian.example import read_examples
     from slm_guardian.train import stages
-    from slm_guardian.train.corpora import answered_pairs, expand, plain_text, safety_corpora
+    from slm_guardian.train.corpora import expand, safety_corpora
     from slm_guardian.train.loop import LoopConfig
 
     if stage not in ("instruct", "safety"):
@@ -108,14 +107,14 @@ def train(
     settings = stages.StageConfig(batch_size=batch, lam=lam)
     typer.echo(json.dumps(stages.settings(settings, config)))
     if stage == "instruct":
-        pairs = answered_pairs(expand([*(data or []), *(noisy or [])]))
-        texts = [line for path in expand(text or []) for line in plain_text(path, 10_000, seed)]
-        stages.instruct(model, encoder, pairs, texts, settings, config, out / "stage", alignment)
+        answered = [e for corpus in corpora for e in corpus.examples if e.response]
+        stages.instruct(model, encoder, answered, settings, config, out / "stage", alignment)
+        tokens: list[int] = []
     else:
         rows = read_examples(dev)[0] if dev else []
-        stages.safety(model, encoder, corpora, rows, settings, config, out / "stage", alignment)
+        tokens = stages.safety(model, encoder, corpora, rows, settings, config, out / "stage", alignment)
     manifest = stages.read_manifest(base)
-    manifest = stages.extended(manifest, stage, model, encoder, corpora, stages.settings(settings, config))
+    manifest = stages.extended(manifest, stage, model, encoder, corpora, stages.settings(settings, config), tokens)
     stages.save(model, layout, out, manifest)
     typer.echo(f"Trained model: {out}")
 

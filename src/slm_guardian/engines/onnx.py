@@ -29,6 +29,7 @@ class OnnxEngine:
         """Load a directory with model.onnx and tokenizer.json. Raises ModelError when one is broken."""
         import onnxruntime
 
+        layout = Layout.load(directory)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         if threads:
@@ -37,9 +38,10 @@ class OnnxEngine:
             session = onnxruntime.InferenceSession(
                 str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
             )
+            return cls(session, layout)
         except Exception as error:  # onnxruntime raises many types for a truncated or foreign file
-            raise ModelError(f"{directory / 'model.onnx'} cannot be loaded: export or install it again") from error
-        return cls(session, Layout.load(directory))
+            path = directory / "model.onnx"
+            raise ModelError(f"{path} cannot be loaded: export or install it again") from error
 
     def scores(self, sequences: Sequence[Sequence[int]], tokens: Sequence[int]) -> np.ndarray:
         """Logits of `tokens` at the last two places of each sequence: (sequences, 2, tokens)."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import glob
 import json
-import lzma
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from slm_guardian.errors import DataError
-from slm_guardian.example import Example, Reject, read_examples
+from slm_guardian.example import Example
 from slm_guardian.policy import Policy
 from slm_guardian.train.data import Corpus, load_corpus
 from slm_guardian.train.transfer import Pair
@@ -83,16 +82,6 @@ def read_json_lines(path: Path, *keys: str) -> list[dict[str, str]]:
     return rows
 
 
-def plain_text(path: Path, limit: int, seed: int = 0) -> list[str]:
-    """Up to `limit` lines of a .txt or .txt.xz file, drawn by seed."""
-    import random
-
-    opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lines = [line.strip() for line in file if 20 <= len(line) <= 400]
-    return random.Random(seed).sample(lines, min(limit, len(lines)))
-
-
 def safety_corpora(
     data: Sequence[Path],
     noisy: Sequence[Path],
@@ -112,14 +101,3 @@ def safety_corpora(
         corpus.cap = cap if queries * 2 > len(corpus.examples) else cap // 2  # comments are not queries
         corpora.append(corpus)
     return corpora
-
-
-def answered_pairs(paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """(query, response) of all rows that have both: small talk and questions for the first stage."""
-    rows: list[Example] = []
-    rejects: list[Reject] = []
-    for path in paths:
-        examples, bad = read_examples(path)
-        rows += examples
-        rejects += bad
-    return [(e.text, e.response) for e in rows if e.response and len(e.response) > 3]

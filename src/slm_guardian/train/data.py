@@ -103,11 +103,13 @@ class Encoder:
         ids += [layout.piece_id(self.categories[category]) or 0, layout.expl, *response, layout.end]
         return Row(ids, len(query), 1, category, start, weight)
 
-    def instruction(self, prompt: str, answer: str) -> Row:
+    def instruction(self, example: Example) -> Row | None:
         """`query <|expl|> answer <|end|>`: language without a verdict, for the first stage."""
-        query = self.layout.query(display(prompt))[:MAX_QUERY]
-        target = self.layout.query(answer)[:MAX_RESPONSE]
-        return Row([*query, self.layout.expl, *target, self.layout.end], len(query), answer=len(query))
+        query = self.layout.query(display(example.text))[:MAX_QUERY]
+        answer = self.response(example)
+        if not query or answer is None:
+            return None
+        return Row([*query, self.layout.expl, *answer, self.layout.end], len(query), answer=len(query))
 
     def response(self, example: Example) -> list[int] | None:
         """Ids of the response in slot form, or None with the reason counted."""

@@ -76,21 +76,22 @@ def prepare(model: PreTrainedModel, directory: Path, names: Sequence[str]) -> La
 def instruct(
     model: PreTrainedModel,
     encoder: Encoder,
-    pairs: Sequence[tuple[str, str]],
-    texts: Sequence[str],
+    answered: Sequence[Example],
     stage: StageConfig,
     config: LoopConfig,
     out: Path,
     alignment: Alignment | None = None,
 ) -> None:
-    """Stage 1: answers to questions (`pairs`) and continuations of plain `texts`, each cut in two."""
+    """Stage 1: answers to questions. Short: it teaches the form of an answer, the next stage its substance."""
+    rows = [row for row in map(encoder.instruction, answered) if row]
+    if not rows:
+        raise DataError("no answered queries: pass --data FILE whose rows have a `response`")
 
     def draw(rng: random.Random) -> list[Row]:
-        rows = [encoder.instruction(*pair) for pair in pairs]
-        rows += [encoder.instruction(*_cut(text, rng)) for text in texts]
-        return [row for row in rows if row.prefix]
+        return list(rows)
 
-    loss = JointLoss(model, encoder.layout, encoder.categories, 1.0, 0.0)
+    tokens = answer_tokens(rows)
+    loss = JointLoss(model, encoder.layout, encoder.categories, 1.0, 0.0, tokens)
     run(model, _with_alignment(loss, Epochs(draw, stage.batch_size, config.seed), stage, alignment), config, out)
 
 
@@ -103,16 +104,29 @@ def safety(
     config: LoopConfig,
     out: Path,
     alignment: Alignment | None = None,
-) -> None:
-    """Stage 2: the joint loss over all corpora; AUROC on `dev` per language is logged on the way."""
+) -> list[int]:
+    """Stage 2: the joint loss over all corpora; AUROC on `dev` per language is logged on the way.
+
+    Returns the tokens that answers are made of.
+    """
     if not corpora or not any(c.examples for c in corpora):
         raise DataError("no labelled rows: pass --data FILE with `text` and `label`")
     draw = safety_rows(corpora, encoder, stage.perturbed, stage.answered)
-    loss = JointLoss(model, encoder.layout, encoder.categories, stage.lam, stage.smoothing)
+    answered = (encoder.safety(e) for corpus in corpora for e in corpus.examples if e.response)
+    tokens = answer_tokens([row for row in answered if row.answer is not None])
+    loss = JointLoss(model, encoder.layout, encoder.categories, stage.lam, stage.smoothing, tokens)
+    rejected = encoder.rejects.copy()  # each epoch counts them again
     epochs = Epochs(draw, stage.batch_size, config.seed)
     objective = _with_alignment(loss, epochs, stage, alignment)
     evaluate = (lambda: dev_auroc(model, encoder, dev)) if dev else None
     run(model, objective, config, out, evaluate)
+    encoder.rejects = rejected
+    return tokens
+
+
+def answer_tokens(rows: Sequence[Row]) -> list[int]:
+    """The tokens that occur in answers: nothing else is ever written."""
+    return sorted({token for row in rows for token in row.ids[(row.answer or 0) + 1 :]})
 
 
 def dev_auroc(model: PreTrainedModel, encoder: Encoder, dev: Sequence[Example]) -> dict[str, float]:
@@ -168,13 +182,6 @@ def _with_alignment(
     return objective
 
 
-def _cut(text: str, rng: random.Random) -> tuple[str, str]:
-    """A text cut at a random space, so that the second part continues the first."""
-    words = text.split()
-    place = rng.randrange(1, len(words)) if len(words) > 1 else 1
-    return " ".join(words[:place]), " ".join(words[place:])
-
-
 def settings(stage: StageConfig, config: LoopConfig) -> dict[str, object]:
     """Both configurations as one plain dictionary, for manifests."""
     return asdict(config) | asdict(stage)
@@ -187,8 +194,9 @@ def extended(
     encoder: Encoder,
     corpora: Sequence[Corpus],
     settings: dict[str, object],
+    tokens: Sequence[int],
 ) -> dict[str, object]:
-    """The base's manifest with this stage added: settings, corpora, policies, rejects."""
+    """The base's manifest with this stage added: settings, corpora, policies, rejects, answer tokens."""
     done = manifest.get("stages")
     stages = dict(done) if isinstance(done, dict) else {}
     stages[stage] = {
@@ -201,5 +209,6 @@ def extended(
         "categories": encoder.categories,
         "policies": {p.id: p.version for p in encoder.policies.values()},
         "casing": learn_casing(e.response for c in corpora for e in c.examples if e.response),
+        "answer_tokens": list(tokens),
         "stages": stages,
     }
