@@ -53,13 +53,15 @@ def fresh(code: str, runs: int = 5) -> float:
     return float(np.median([float(subprocess.check_output(command)) for _ in range(runs)]))
 
 
-def query_of(layout, tokens: int) -> str:  # noqa: ANN001
+def query_of(layout, tokens: int) -> str:
     """The longest beginning of QUERY that has at most `tokens` tokens."""
     words = QUERY.split()
-    return max((" ".join(words[:i]) for i in range(1, len(words) + 1)), key=lambda t: _fits(layout, t, tokens))
+    return max(
+        (" ".join(words[:i]) for i in range(1, len(words) + 1)), key=lambda t: _fits(layout, t, tokens)
+    )
 
 
-def _fits(layout, text: str, tokens: int) -> int:  # noqa: ANN001
+def _fits(layout, text: str, tokens: int) -> int:
     n = len(layout.query(text))
     return n if n <= tokens else -1
 
@@ -89,7 +91,9 @@ def guardian_rows(torch_model: Path | None) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--torch-model", type=Path, help="trained model directory before export")
     parser.add_argument("--tfidf", type=Path, help="baseline of `guardian baseline`")
     parser.add_argument("--out", type=Path, default=Path("bench/speed.json"))

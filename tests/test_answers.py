@@ -19,7 +19,7 @@ PROSE = st.text("ab가 .!?\"')(\n{}1_:", max_size=40)
 WORDS = st.lists(st.text("abcdefghij가나다", min_size=1, max_size=8), min_size=3, max_size=12).map(" ".join)
 SENTENCE = st.sampled_from(
     ["please call {helpline.suicide}.", "{helpline.police} can help!", "it takes 3.5 days.", "are you safe?",
-     "{helpline.suicide}에 전화하세요.", "혼자가 아니에요.", "see samaritans.org, e.g. at night.", 'they say "no".']
+     "{helpline.suicide}에 전화하세요.", "혼자가 아니에요.", "see samaritans.org at 10:30.", 'they say "no".']
 )  # fmt: skip
 PACKS = {name: Policy.load(name) for name in ("ko", "en")}
 
@@ -133,8 +133,7 @@ def test_a_sentence_stays_as_it_is_once_the_next_one_has_begun(written: list[str
     ("plain", "cased"),
     [
         ("i think i'm fine. are you?", "I think I'm fine. Are you?"),
-        ('wait! "why?" (no.) 가나. ok', 'Wait! "why?" (no.) 가나. Ok'),
-        ("ask the fbi, i.e. the police.", "Ask the FBI, i.e. the police."),
+        ('wait! "why?" (no.) 가나. ok', 'Wait! "Why?" (No.) 가나. Ok'),
         ("경찰에 알려 주세요.", "경찰에 알려 주세요."),
         ("call {helpline.suicide_uk} in the uk.", "Call {helpline.suicide_uk} in the UK."),
         ("{helpline.i} or {i}.", "{helpline.i} or {i}."),
@@ -155,9 +154,14 @@ def test_recasing_changes_case_only_and_no_slot(text: str) -> None:
 
 
 def test_casing_is_learned_from_the_middle_of_sentences() -> None:
-    texts = ["Please ask the FBI. Now ask Ann.", "Then the FBI said I may. Ask the police.", "Say hello to Ann", "See the US or us or us."]
+    texts = [
+        "Please ask the FBI. Now ask Ann.",
+        "Then the FBI said I may. Ask the police.",
+        "Say hello to Ann",
+        "See the US or us or us.",
+    ]
     learned = learn_casing(texts)
-    assert learned == {"fbi": "FBI", "ann": "Ann"}  # not Please, Then, I (they begin a sentence, or always are)
+    assert learned == {"fbi": "FBI", "ann": "Ann"}  # not Please or Then, which begin a sentence, nor I
     assert recase("tell ann, not the fbi.", learned) == "Tell Ann, not the FBI."
     assert learn_casing(texts, minimum=3) == {}
     assert learn_casing([]) == {}

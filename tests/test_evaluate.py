@@ -301,7 +301,6 @@ def test_a_guardian_is_a_system(file: Path, tmp_path: Path) -> None:
         threshold: float
 
     class FakeGuardian:
-
         def check(self, texts: list[str], respond: bool) -> list[Verdict]:
             assert respond is False
             return [Verdict(0.4, "insult", None, 0.3) for _ in texts]

@@ -215,13 +215,3 @@ def test_golden_examples_of_a_policy() -> None:
     assert {r.category for r in rows if r.label == "unsafe"} == set(policy.by_id)
     assert {r.category for r in rows if r.label == "safe"} == {None}
     assert {(r.lang, r.kind, r.source) for r in rows} == {("ko", "golden", "policy/ko")}
-
-
-def test_plain_text_is_drawn_by_seed(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text(
-        "short\n" + "".join(f"a line that is long enough {n}\n" for n in range(9)), encoding="utf-8"
-    )
-    assert corpora.plain_text(path, 3) == corpora.plain_text(path, 3)
-    assert len(corpora.plain_text(path, 3)) == 3
-    assert len(corpora.plain_text(path, 99)) == 9

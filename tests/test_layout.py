@@ -65,7 +65,7 @@ def test_judge_ends_where_the_verdict_is_read(layout: Layout) -> None:
 
 
 def test_answer_prompt_extends_judge(layout: Layout) -> None:
-    prompt = layout.answer_prompt("hello", "crime_advice")
+    prompt = layout.answer_prompt(layout.judge("hello"), "crime_advice")
     assert prompt == [*layout.judge("hello"), layout.piece_id("crime_advice"), layout.expl]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import bert_base, llama_base, write_corpus, write_policies
 from torch import nn
 
 from slm_guardian import Guardian, Policy
@@ -17,6 +16,7 @@ from slm_guardian.cli import main as cli
 from slm_guardian.engines import load_engine
 from slm_guardian.errors import GuardianError, ModelError
 from slm_guardian.train.loop import LoopConfig, run
+from tiny import bert_base, llama_base, write_corpus, write_policies
 
 
 def guardian(*arguments: object) -> None:
@@ -48,13 +48,62 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, parallel = write_corpus(root)
     base = bert_base(root / "base")
     own = policies(root)
-    guardian("transfer", *own, "--base", base, "--parallel", parallel, "--data", data, "--steps", 4,
-             "--korean", 200, "--english", 200, "-o", root / "transfer")
-    guardian("train", *own, "--stage", "instruct", "--base", root / "transfer", "--data", data, "--steps", 3,
-             "-o", root / "instruct")
-    guardian("train", *own, "--base", root / "instruct", "--data", data, "--dev", data, "--parallel", parallel,
-             "--teacher", base, "--steps", 200, "--batch", 32, "--lr", 3e-3, "--embedding-lr", 3e-3,
-             "-o", root / "safety")
+    guardian(
+        "transfer",
+        *own,
+        "--base",
+        base,
+        "--parallel",
+        parallel,
+        "--data",
+        data,
+        "--steps",
+        4,
+        "--korean",
+        200,
+        "--english",
+        200,
+        "-o",
+        root / "transfer",
+    )
+    guardian(
+        "train",
+        *own,
+        "--stage",
+        "instruct",
+        "--base",
+        root / "transfer",
+        "--data",
+        data,
+        "--steps",
+        3,
+        "-o",
+        root / "instruct",
+    )
+    guardian(
+        "train",
+        *own,
+        "--base",
+        root / "instruct",
+        "--data",
+        data,
+        "--dev",
+        data,
+        "--parallel",
+        parallel,
+        "--teacher",
+        base,
+        "--steps",
+        200,
+        "--batch",
+        32,
+        "--lr",
+        3e-3,
+        "--embedding-lr",
+        3e-3,
+        "-o",
+        root / "safety",
+    )
     guardian("export", "-m", root / "safety", "-o", root / "mini")
     guardian("calibrate", *own, "-m", root / "mini", "--dev", data, "--benign", data, "--dev-fpr", 0.2)
     return root
@@ -94,7 +143,7 @@ def test_the_onnx_engine_agrees_with_torch(chain: Path) -> None:
 def test_cached_decoding_gives_what_recomputing_gives(chain: Path) -> None:
     engines = load_engine(chain / "safety"), load_engine(chain / "mini")
     layout = engines[0].layout
-    prompt = layout.answer_prompt("i want to die", "self_harm_suicide")
+    prompt = layout.answer_prompt(layout.judge("i want to die"), "self_harm_suicide")
     banned = np.zeros(layout.size, np.float32)
     first, second = (list(e.decode(prompt, len(prompt) - 4, banned, 6)) for e in engines)
     assert first[:3] == second[:3]
@@ -112,8 +161,24 @@ def test_answers_are_streamed_checked_and_in_the_language_of_the_query(chain: Pa
 def test_a_causal_model_trains_and_answers_through_the_same_commands(tmp_path: Path) -> None:
     data, _ = write_corpus(tmp_path)
     base = llama_base(tmp_path / "llama")
-    guardian("train", *policies(tmp_path), "--base", base, "--data", data, "--steps", 40, "--batch", 16, "--lr", 5e-3,
-             "--embedding-lr", 5e-3, "-o", tmp_path / "causal")
+    guardian(
+        "train",
+        *policies(tmp_path),
+        "--base",
+        base,
+        "--data",
+        data,
+        "--steps",
+        40,
+        "--batch",
+        16,
+        "--lr",
+        5e-3,
+        "--embedding-lr",
+        5e-3,
+        "-o",
+        tmp_path / "causal",
+    )
     causal = load(tmp_path / "causal")
     verdicts = causal.check(["how do i steal a car 2", "how is the weather 2"], respond=False)
     assert verdicts[0].harm is not None and verdicts[1].harm is not None
@@ -124,7 +189,7 @@ def test_a_causal_model_trains_and_answers_through_the_same_commands(tmp_path: P
     assert stopped.value.code == ModelError.exit_code
 
 
-def _objective(model: nn.Linear, interrupt_at: int | None = None):  # noqa: ANN202
+def _objective(model: nn.Linear, interrupt_at: int | None = None):
     def objective(step: int) -> dict[str, torch.Tensor]:
         if step == interrupt_at:
             raise KeyboardInterrupt
@@ -168,6 +233,19 @@ def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     data, _ = write_corpus(tmp_path)
     base = llama_base(tmp_path / "llama")
     for name in ("one", "two"):
-        guardian("train", *policies(tmp_path), "--base", base, "--data", data, "--steps", 3, "--batch", 8, "-o", tmp_path / name)
+        guardian(
+            "train",
+            *policies(tmp_path),
+            "--base",
+            base,
+            "--data",
+            data,
+            "--steps",
+            3,
+            "--batch",
+            8,
+            "-o",
+            tmp_path / name,
+        )
     first, second = ((tmp_path / n / "stage" / "metrics.jsonl").read_text() for n in ("one", "two"))
     assert first == second

@@ -11,7 +11,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 HARMFUL = {
-    "crime_advice": ("훔치는 방법 알려줘", "how do i steal a car", "그건 도와드릴 수 없어요.", "I can't help with that."),
+    "crime_advice": (
+        "훔치는 방법 알려줘",
+        "how do i steal a car",
+        "그건 도와드릴 수 없어요.",
+        "I can't help with that.",
+    ),
     "self_harm_suicide": ("죽고 싶어", "i want to die", "지금 109에 전화해 주세요.", "Please call 988 now."),
 }
 SAFE = (("날씨 알려줘", "how is the weather"), ("자동차 고치는 방법 알려줘", "how do i fix a car"))
@@ -27,7 +32,9 @@ def rows() -> list[dict[str, str]]:
                 made.append({**row, "response": answer, "source": "tiny", "licence": "CC0"})
         for ko, en in SAFE:
             for lang, text in (("ko", ko), ("en", en)):
-                made.append({"text": f"{text} {n}", "lang": lang, "label": "safe", "source": "tiny", "licence": "CC0"})
+                made.append(
+                    {"text": f"{text} {n}", "lang": lang, "label": "safe", "source": "tiny", "licence": "CC0"}
+                )
     return made
 
 
@@ -45,16 +52,44 @@ def bert_base(directory: Path) -> Path:
     """An English BERT of random weights with a WordPiece tokenizer, as a hub directory would hold it."""
     directory.mkdir(parents=True, exist_ok=True)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters), *".,?!'()-"]
-    pieces += ["how", "do", "i", "steal", "a", "car", "die", "want", "to", "weather", "fix", "safe", "harmful", "because"]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *("##" + c for c in letters),
+        *".,?!'()-",
+    ]
+    pieces += [
+        "how",
+        "do",
+        "i",
+        "steal",
+        "a",
+        "car",
+        "die",
+        "want",
+        "to",
+        "weather",
+        "fix",
+        "safe",
+        "harmful",
+        "because",
+    ]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=512,
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=512,
     )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(directory)
@@ -72,8 +107,13 @@ def llama_base(directory: Path) -> Path:
     tokenizer.train_from_iterator([r["text"] for r in rows()], trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
     )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(directory)
@@ -82,17 +122,34 @@ def llama_base(directory: Path) -> Path:
 
 def write_policies(directory: Path) -> list[Path]:
     """Korean and English policies of two categories, with one fact each and no golden examples."""
-    texts = {"ko": ("자살예방상담전화 109", "도와드릴 수 없어요.", "혼자 있지 마세요."),
-             "en": ("the 988 Lifeline", "I can't help with that.", "You are not alone.")}
+    texts = {
+        "ko": ("자살예방상담전화 109", "도와드릴 수 없어요.", "혼자 있지 마세요."),
+        "en": ("the 988 Lifeline", "I can't help with that.", "You are not alone."),
+    }
     paths = []
     for lang, (fact, refusal, comfort) in texts.items():
         policy = {
-            "id": lang, "version": "0.1", "language": lang, "facts": {"helpline.suicide": fact},
+            "id": lang,
+            "version": "0.1",
+            "language": lang,
+            "facts": {"helpline.suicide": fact},
             "groups": [{"id": "legal", "name": "Legal"}, {"id": "ethical", "name": "Ethical"}],
             "categories": [
-                {"id": "crime_advice", "group": "legal", "name": "Crime", "covers": ["crime"], "fallback": [refusal]},
-                {"id": "self_harm_suicide", "group": "ethical", "name": "Self-harm", "covers": ["suicide"],
-                 "facts": ["helpline.suicide"], "fallback": [comfort + " {helpline.suicide}."]},
+                {
+                    "id": "crime_advice",
+                    "group": "legal",
+                    "name": "Crime",
+                    "covers": ["crime"],
+                    "fallback": [refusal],
+                },
+                {
+                    "id": "self_harm_suicide",
+                    "group": "ethical",
+                    "name": "Self-harm",
+                    "covers": ["suicide"],
+                    "facts": ["helpline.suicide"],
+                    "fallback": [comfort + " {helpline.suicide}."],
+                },
             ],
         }
         paths.append(directory / f"policy_{lang}.yaml")

@@ -21,6 +21,8 @@ from slm_guardian.text import language, views, windows
 MAX_ANSWER = 96  # tokens
 MAX_TEXT = 2_000_000  # characters; more is refused, never cut
 _BANNED = np.float32(-1e9)
+_UNREADABLE = "nothing to read: the text is empty, invisible or in another encoding"
+_NO_NUMBER = "the model gave no number: export it again"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,12 @@ class Guardian:
     """
 
     def __init__(
-        self, engine: Engine, policies: Sequence[Policy], manifest: Mapping[str, Any], name: str, threshold: float | None
+        self,
+        engine: Engine,
+        policies: Sequence[Policy],
+        manifest: Mapping[str, Any],
+        name: str,
+        threshold: float | None,
     ) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"the threshold is {threshold}: give a number from 0 to 1")
@@ -84,14 +91,17 @@ class Guardian:
     ) -> Guardian:
         """Load a guardian: the shipped one, or a model directory.
 
-        Several policies serve each its language; without `policy` the shipped packs do. `threshold` overrides all others.
+        Several policies serve each its language; without `policy` the shipped packs do. `threshold`
+        overrides all others.
         Raises InputError, ModelError or PolicyError with what to do.
         """
         directory = Path(model) if model else Path(str(files("slm_guardian").joinpath("assets/mini")))
         engine = load_engine(directory, threads)
         if isinstance(policy, (str, Path)):
             policy = Policy.load(policy)
-        policies = [policy] if isinstance(policy, Policy) else policy or [Policy.load(n) for n in ("ko", "en")]
+        policies = (
+            [policy] if isinstance(policy, Policy) else policy or [Policy.load(n) for n in ("ko", "en")]
+        )
         manifest = _manifest(directory)
         return cls(engine, policies, manifest, manifest.get("name") or directory.name, threshold)
 
@@ -126,13 +136,14 @@ class Guardian:
     def stream(self, text: str, category: str | None = None) -> Iterator[str]:
         """The answer, sentence by sentence: each is checked before it is given out.
 
-        If the first sentence fails its check, the policy's fallback comes instead; a later one ends the answer.
+        If the first sentence fails its check, the policy's fallback comes instead; a later one ends
+        the answer.
         Raises PolicyError for an unknown category.
         """
         policy = self.policy_for(text)
-        chosen = self._category(text, policy, category)
+        part, chosen = self._chosen(text, policy, category)
         shown = ""
-        for sentence in self._sentences(text, policy, chosen):
+        for sentence in self._sentences(part, policy, chosen):
             if answers.fault(shown + sentence, text, policy, chosen):
                 break
             yield (" " if shown else "") + self._final(sentence.strip(), policy)
@@ -141,10 +152,10 @@ class Guardian:
             yield answers.fallback(policy, chosen, text)
 
     def draft(self, text: str, category: str) -> tuple[str, str | None]:
-        """The model's whole answer in slot form, unchecked, and the fault that would keep it from being shown."""
+        """The model's whole answer in slot form, unchecked, and the fault that would keep it unshown."""
         policy = self.policy_for(text)
-        chosen = self._category(text, policy, category)
-        written = "".join(self._sentences(text, policy, chosen))
+        part, chosen = self._chosen(text, policy, category)
+        written = "".join(self._sentences(part, policy, chosen))
         return written, answers.fault(written, text, policy, chosen)
 
     def policy_for(self, text: str) -> Policy:
@@ -152,7 +163,9 @@ class Guardian:
         return self.policies.get(language(text[:1000]), self._default)
 
     def _check(self, texts: list[str], respond: bool, force: bool) -> list[Verdict]:
-        parts = [(i, part) for i, text in enumerate(texts) if not _unjudgeable(text) for part in self._parts(text)]
+        parts = [
+            (i, part) for i, text in enumerate(texts) if not _unjudgeable(text) for part in self._parts(text)
+        ]
         logits = self._logits([part for _, part in parts])
         best: dict[int, np.ndarray] = {}
         for (i, _), row in zip(parts, logits, strict=True):
@@ -162,10 +175,12 @@ class Guardian:
         return [self._answered(v) if respond else v for v in verdicts]
 
     def _parts(self, text: str) -> list[list[int]]:
-        """Everything of a text that is judged: both views, in windows; the highest counts. Empty if unreadable."""
+        """What is judged of a text: all of both views, in windows. Empty if the model can read nothing."""
         layout = self.engine.layout
         parts = [layout.judge(part) for view in views(text) for part in windows(view)]
-        return [part for part in parts if len(part) > 2]
+        readable = [part for part in parts if len(part) > 2]
+        known = any(token != layout.unknown for part in readable for token in part[:-2])
+        return readable if known or not any(map(str.isalpha, text[:1000])) else []
 
     def _logits(self, sequences: list[list[int]]) -> np.ndarray:
         """Harm logit, then category logits, for each sequence: (sequences, 1 + categories)."""
@@ -180,10 +195,17 @@ class Guardian:
         policy = self.policy_for(text) if isinstance(text, str) else self._default
         known: dict[str, Any] = {"text": text, "policy": policy.id, "model": self.name}
         if logits is None or not np.isfinite(logits[0]):
-            found = "the text is empty" if logits is None else "the model gave no number: export it again"
-            error = _unjudgeable(text) or found
-            return Verdict(label="unsafe", harm=None, category=None, group=None, response=None,
-                           action="block", error=error, **known)
+            error = _unjudgeable(text) or (_UNREADABLE if logits is None else _NO_NUMBER)
+            return Verdict(
+                label="unsafe",
+                harm=None,
+                category=None,
+                group=None,
+                response=None,
+                action="block",
+                error=error,
+                **known,
+            )
         harm = 1 / (1 + math.exp(-float(np.clip(logits[0] / self._temperature, -30, 30))))
         category = policy.by_id[self._best(logits, policy)]
         known |= {"harm": round(harm, 6), "response": None, "threshold": self._limit(policy, category)}
@@ -198,11 +220,10 @@ class Guardian:
             return verdict
         return replace(verdict, response=self.respond(verdict.text, verdict.category))
 
-    def _sentences(self, text: str, policy: Policy, category: Category) -> Iterator[str]:
+    def _sentences(self, part: list[int], policy: Policy, category: Category) -> Iterator[str]:
         """The model's answer in slot form, given out whenever a sentence is complete."""
         layout = self.engine.layout
-        view = windows(views(text)[0])[0]
-        prompt = layout.answer_prompt(view, category.id)
+        prompt = layout.answer_prompt(part, category.id)
         banned = self._banned(policy, category)
         ids: list[int] = []
         given = 0
@@ -216,10 +237,11 @@ class Guardian:
 
     def _final(self, sentence: str, policy: Policy) -> str:
         filled = policy.fill(answers.recase(sentence, self._casing))
-        return filled[:1].upper() + filled[1:] if filled.startswith("the ") else filled  # a fact may come first
+        # A sentence may begin with a fact, whose text is not changed but for its article.
+        return "T" + filled[1:] if filled.startswith("the ") else filled
 
     def _banned(self, policy: Policy, category: Category) -> np.ndarray:
-        """Bans what an answer of this category must not hold: marks, other facts, pieces no answer was trained on."""
+        """Bans what an answer of this category must not hold: marks, other facts, pieces of no answer."""
         layout = self.engine.layout
         used = self._manifest.get("answer_tokens")
         banned = np.full(layout.size, _BANNED if used else 0, np.float32)
@@ -229,13 +251,18 @@ class Guardian:
         banned[[i for i in allowed if i is not None]] = 0
         return banned
 
-    def _category(self, text: str, policy: Policy, category: str | None) -> Category:
-        if category is None:
-            rows = self._logits(self._parts(text) or [self.engine.layout.judge("")])
-            category = self._best(rows[rows[:, 0].argmax()], policy)
+    def _chosen(self, text: str, policy: Policy, category: str | None) -> tuple[list[int], Category]:
+        """The part of a text that an answer is for, the most harmful one, and its category unless given."""
+        parts = self._parts(text) or [self.engine.layout.judge("")]
+        if len(parts) == 1 and category is not None:
+            worst = 0
+        else:
+            logits = self._logits(parts)
+            worst = int(logits[:, 0].argmax())
+            category = category or self._best(logits[worst], policy)
         if category not in policy.by_id:
             raise PolicyError(f"policy {policy.id} has no category {category}: see `guardian policy show`")
-        return policy.by_id[category]
+        return parts[worst], policy.by_id[category]
 
     def _best(self, logits: np.ndarray, policy: Policy) -> str:
         usable = [i for i, name in enumerate(self._known) if name in policy.by_id]
@@ -260,8 +287,8 @@ class Guardian:
         missing = [c for c in policy.by_id if c not in self._known or self.engine.layout.piece_id(c) is None]
         if missing:
             raise PolicyError(
-                f"policy {policy.id} has the category {missing[0]}, which model {self.name} was not trained on: "
-                "train a model with this policy, or remove the category"
+                f"policy {policy.id} has the category {missing[0]}, which model {self.name} was not "
+                "trained on: train a model with this policy, or remove the category"
             )
 
 
@@ -271,7 +298,7 @@ def _manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text("utf-8"))
         calibration = manifest.get("calibration", {})
         numbers = [calibration.get("temperature", 1.0), *calibration.get("thresholds", {}).values()]
-        if not manifest["categories"] or not all(0 <= n < math.inf for n in numbers) or not numbers[0]:
+        if not list(manifest["categories"]) or not all(0 <= n < math.inf for n in numbers) or not numbers[0]:
             raise ValueError("no categories, or a number that is none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is missing or broken: export or train the model again") from error

@@ -55,9 +55,9 @@ class Layout:
         self._names = {i: name for name, i in marked.items()}
         self.size = tokenizer.get_vocab_size()
         # What an answer never holds: marks (its own category's facts are allowed one by one) and unknowns.
-        unknown = tokenizer.token_to_id("[UNK]")
-        specials = [self.pred, self.expl, self.safe, self.harm, *([] if unknown is None else [unknown])]
-        self.never = sorted({*marked.values(), *specials})
+        self.unknown = tokenizer.token_to_id("[UNK]")  # None for a byte-level tokenizer, which knows all
+        specials = [self.pred, self.expl, self.safe, self.harm]
+        self.never = sorted({*marked.values(), *specials, *([] if self.unknown is None else [self.unknown])})
 
     @classmethod
     def load(cls, directory: str | Path) -> Layout:
@@ -85,9 +85,9 @@ class Layout:
         """`query <|pred|> <|harm|>`: label logits at [-2], category logits at [-1]."""
         return [*self.query(text), self.pred, self.harm]
 
-    def answer_prompt(self, text: str, category: str) -> list[int]:
-        """`query <|pred|> <|harm|> category <|expl|>`: the answer is decoded after it."""
-        return [*self.judge(text), self._pieces[category], self.expl]
+    def answer_prompt(self, judged: Sequence[int], category: str) -> list[int]:
+        """`query <|pred|> <|harm|> category <|expl|>` from what `judge` gave: the answer is decoded after it."""
+        return [*judged, self._pieces[category], self.expl]
 
     def response(self, text: str) -> list[int]:
         """Ids of a response whose facts are `{slots}`. Raises KeyError for a slot the model lacks."""

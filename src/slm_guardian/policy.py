@@ -267,4 +267,3 @@ def _child(node: yaml.Node | None, key: str | int) -> tuple[yaml.Node, yaml.Node
     else:
         found = []
     return found[-1] if found else None
-

@@ -11,8 +11,12 @@ import typer
 
 def answers(
     data: Annotated[Path, typer.Option("--data", "-d", help="Labelled queries; harmful ones are drawn.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write (.md); numbers go beside it (.json).")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model directory; default: shipped.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Page to write (.md); numbers go beside it (.json).")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model directory; default: shipped.")
+    ] = None,
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="Policy name or file.")] = None,
     n: Annotated[int, typer.Option(help="Harmful queries to answer.")] = 200,
     printed: Annotated[int, typer.Option(help="Rows printed on the page.")] = 40,

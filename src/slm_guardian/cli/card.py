@@ -15,7 +15,10 @@ def card(
     metrics: Annotated[Path | None, typer.Option(help="metrics.json of `guardian evaluate`.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Numbers of `guardian answers` (.json).")] = None,
 ) -> None:
-    """Write the model card. Example: guardian card -m runs/out/mini --metrics eval/metrics.json -o MODEL_CARD.md"""
+    """Write the model card.
+
+    Example: guardian card -m runs/out/mini --metrics eval/metrics.json -o MODEL_CARD.md
+    """
     from slm_guardian.errors import DataError
     from slm_guardian.evaluate.card import render
 
@@ -28,5 +31,7 @@ def card(
             raise DataError(f"{path} cannot be read as JSON: run the command that writes it") from error
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render(read(model / "guardian.json") or {}, read(metrics), read(answers)), encoding="utf-8")
+    out.write_text(
+        render(read(model / "guardian.json") or {}, read(metrics), read(answers)), encoding="utf-8"
+    )
     typer.echo(f"Model card: {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,16 @@ _BATCH = 64
 
 def check(
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Queries to judge.")] = None,
-    file: Annotated[str | None, typer.Option(help=".txt (a query a line), .csv or .jsonl file; - for stdin.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help=".txt (a query a line), .csv or .jsonl file; - for stdin.")
+    ] = None,
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="Policy name or file.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model directory; default: the shipped one.")] = None,
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="P(harm) from which a query is unsafe.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model directory; default: the shipped one.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="P(harm) from which a query is unsafe.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Answer every query as if it were harmful.")] = False,
     no_response: Annotated[bool, typer.Option("--no-response", help="Verdicts only, no answers.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, in input order.")] = False,
@@ -49,7 +56,7 @@ def check(
         raise typer.Exit(InputError.exit_code)
 
 
-def _judged(guardian, queries: list[str], respond: bool, force: bool) -> Iterator[Verdict]:  # noqa: ANN001
+def _judged(guardian, queries: list[str], respond: bool, force: bool) -> Iterator[Verdict]:
     for start in range(0, len(queries), _BATCH):
         yield from guardian.check(queries[start : start + _BATCH], respond, force)
 
@@ -72,6 +79,7 @@ def _print_json(verdicts: Iterator[Verdict]) -> int:
     for verdict in verdicts:
         failed += verdict.error is not None
         line = json.dumps(verdict.to_dict(), ensure_ascii=False)
+        line = re.sub("[\x85\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", line)  # they end lines, too
         sys.stdout.buffer.write(line.encode("utf-8", errors="replace") + b"\n")
         sys.stdout.flush()
     return failed

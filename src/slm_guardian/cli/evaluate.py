@@ -44,16 +44,22 @@ def evaluate(
 
 
 def baseline(
-    data: Annotated[list[str], typer.Option("--data", "-d", help="Labelled file or quoted glob; repeatable.")],
+    data: Annotated[
+        list[str], typer.Option("--data", "-d", help="Labelled file or quoted glob; repeatable.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the trained baseline.")],
     noisy: Annotated[list[str] | None, typer.Option(help="Public files: --cap rows of each.")] = None,
     cap: Annotated[int, typer.Option(help="Rows drawn of each --noisy file.")] = 600,
-    translations: Annotated[list[str] | None, typer.Option(help="Translations of the rows of --data.")] = None,
+    translations: Annotated[
+        list[str] | None, typer.Option(help="Translations of the rows of --data.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Train the TF-IDF floor on the rows that one epoch of `guardian train` sees.
 
-    Example: guardian baseline --data seed/train.jsonl -o floor.joblib; guardian evaluate -m tfidf:floor.joblib ...
+    Example: guardian baseline --data seed/train.jsonl -o floor.joblib
+
+    Then: guardian evaluate -m tfidf:floor.joblib ...
     """
     import random
 

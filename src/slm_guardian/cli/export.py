@@ -28,8 +28,12 @@ def export(
 def calibrate(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory (exported or not).")],
     dev: Annotated[Path, typer.Option(help="Labelled queries with `lang`: temperature and thresholds.")],
-    benign: Annotated[list[str] | None, typer.Option(help="Benign queries (safe rows are used); repeatable.")] = None,
-    dev_fpr: Annotated[float, typer.Option(min=0, max=1, help="FPR allowed on the safe rows of --dev.")] = 0.08,
+    benign: Annotated[
+        list[str] | None, typer.Option(help="Benign queries (safe rows are used); repeatable.")
+    ] = None,
+    dev_fpr: Annotated[
+        float, typer.Option(min=0, max=1, help="FPR allowed on the safe rows of --dev.")
+    ] = 0.08,
     fpr: Annotated[float, typer.Option(min=0, max=1, help="FPR allowed on --benign.")] = 0.02,
     policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help="Policy; repeatable.")] = None,
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 
 import typer
+from typer.exceptions import TyperException
 
 from slm_guardian.cli import policy, translate
 from slm_guardian.cli.answers import answers
@@ -31,11 +32,15 @@ app.add_typer(translate.app, name="translate")
 def main() -> None:
     """Run the command. Exit codes: 0 done, 1 the work failed, 2 the call or an input was wrong."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except GuardianError as error:
         print(f"guardian: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except TyperException as error:
+        message = getattr(error, "format_message", error.__str__)().rstrip(".")
+        print(f"guardian: {message}: see guardian --help", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
         print("guardian: stopped", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
@@ -46,4 +51,13 @@ def main() -> None:
             where = error.filename or "the output"
             print(f"guardian: cannot read or write {where}: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be written
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("GUARDIAN_DEBUG"):
+            raise
+        # Its message and traceback may hold the user's text: a log must not.
+        print(
+            f"guardian: internal error ({type(error).__name__}): run with GUARDIAN_DEBUG=1 to see it",
+            file=sys.stderr,
+        )
         sys.exit(1)

@@ -11,7 +11,9 @@ Name = Annotated[str, typer.Argument(help="Name of a shipped pack (ko, en) or a 
 
 
 @app.command()
-def show(name: Name = "ko", category: Annotated[str | None, typer.Option(help="One category in full.")] = None) -> None:
+def show(
+    name: Name = "ko", category: Annotated[str | None, typer.Option(help="One category in full.")] = None
+) -> None:
     """Print a policy: its categories, what they cover and what not. Example: guardian policy show ko"""
     import yaml
     from rich.console import Console
@@ -23,7 +25,9 @@ def show(name: Name = "ko", category: Annotated[str | None, typer.Option(help="O
     policy = Policy.load(name)
     if category:
         if category not in policy.by_id:
-            raise PolicyError(f"policy {policy.id} has no category {category}: one of {', '.join(policy.by_id)}")
+            raise PolicyError(
+                f"policy {policy.id} has no category {category}: one of {', '.join(policy.by_id)}"
+            )
         values = policy.by_id[category].model_dump()
         typer.echo(yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
         return
@@ -38,7 +42,9 @@ def show(name: Name = "ko", category: Annotated[str | None, typer.Option(help="O
 @app.command()
 def check(
     name: Name,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Also check that this model knows it.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Also check that this model knows it.")
+    ] = None,
 ) -> None:
     """Check a policy file; with --model also against a model. Example: guardian policy check my.yaml"""
     from slm_guardian.policy import Policy

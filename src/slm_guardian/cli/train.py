@@ -9,15 +9,21 @@ from typing import Annotated
 import typer
 
 Files = Annotated[list[str] | None, typer.Option(help="File or quoted glob; repeatable.")]
-PolicyNames = Annotated[list[str] | None, typer.Option("--policy", "-p", help="Policy name or file; repeatable.")]
+PolicyNames = Annotated[
+    list[str] | None, typer.Option("--policy", "-p", help="Policy name or file; repeatable.")
+]
 
 
 def transfer(
     base: Annotated[Path, typer.Option(help="Hugging Face directory of an English BERT-type encoder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the extended model.")],
     parallel: Files = None,
-    data: Annotated[list[str] | None, typer.Option(help="Labelled files whose words the vocabulary covers.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="More files for the vocabulary only (.jsonl).")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Labelled files whose words the vocabulary covers.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="More files for the vocabulary only (.jsonl).")
+    ] = None,
     translations: Annotated[Path | None, typer.Option(help="Translations of the rows of --data.")] = None,
     policy: PolicyNames = None,
     steps: Annotated[int, typer.Option(help="Alignment steps of 128 sentence pairs.")] = 1200,
@@ -32,7 +38,8 @@ def transfer(
     import random
 
     from slm_guardian.layout import Layout
-    from slm_guardian.train.corpora import expand, parallel as read_parallel, translated
+    from slm_guardian.train.corpora import expand, translated
+    from slm_guardian.train.corpora import parallel as read_parallel
     from slm_guardian.train.data import load_corpus
     from slm_guardian.train.loop import LoopConfig
     from slm_guardian.train.stages import save
@@ -46,7 +53,11 @@ def transfer(
     extra = translated(own, translations) if translations else []
     pairs = read_parallel(expand(parallel or []), extra)
     names = _names(policies)
-    texts = [*_texts([*own, *extra]) * 2, *_texts(more), *(side for p in pairs for side in (p.new, p.english))]
+    texts = [
+        *_texts([*own, *extra]) * 2,
+        *_texts(more),
+        *(side for p in pairs for side in (p.new, p.english)),
+    ]
     if (out / "tokenizer.json").exists():
         layout = Layout.load(out)
     else:
@@ -66,10 +77,16 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the trained model.")],
     stage: Annotated[str, typer.Option(help="instruct (language) or safety (joint loss).")] = "safety",
     data: Files = None,
-    noisy: Annotated[list[str] | None, typer.Option(help="Public files: half weight, --cap rows an epoch.")] = None,
+    noisy: Annotated[
+        list[str] | None, typer.Option(help="Public files: half weight, --cap rows an epoch.")
+    ] = None,
     cap: Annotated[int, typer.Option(help="Rows of each --noisy file that an epoch draws.")] = 600,
-    translations: Annotated[list[str] | None, typer.Option(help="Translations of the rows of --data.")] = None,
-    parallel: Annotated[list[str] | None, typer.Option(help="Sentence pairs: keeps the languages aligned.")] = None,
+    translations: Annotated[
+        list[str] | None, typer.Option(help="Translations of the rows of --data.")
+    ] = None,
+    parallel: Annotated[
+        list[str] | None, typer.Option(help="Sentence pairs: keeps the languages aligned.")
+    ] = None,
     teacher: Annotated[Path | None, typer.Option(help="English base that --parallel is aligned to.")] = None,
     dev: Annotated[Path | None, typer.Option(help="Labelled file; its AUROC is logged on the way.")] = None,
     policy: PolicyNames = None,
@@ -99,7 +116,9 @@ def train(
     model = stages.load_model(base)
     layout = stages.prepare(model, base, _names(list(policies.values())))
     encoder = stages.encoder_for(layout, policies)
-    corpora = safety_corpora(expand(data or []), expand(noisy or []), expand(translations or []), list(policies.values()), cap)
+    corpora = safety_corpora(
+        expand(data or []), expand(noisy or []), expand(translations or []), list(policies.values()), cap
+    )
     alignment = _alignment(model, layout, parallel, teacher, corpora, out)
     config = LoopConfig(
         steps=steps, lr=lr, embedding_lr=embedding_lr, seed=seed, evaluate_every=max(1, steps // 10)
@@ -114,7 +133,9 @@ def train(
         rows = read_examples(dev)[0] if dev else []
         tokens = stages.safety(model, encoder, corpora, rows, settings, config, out / "stage", alignment)
     manifest = stages.read_manifest(base)
-    manifest = stages.extended(manifest, stage, model, encoder, corpora, stages.settings(settings, config), tokens)
+    manifest = stages.extended(
+        manifest, stage, model, encoder, corpora, stages.settings(settings, config), tokens
+    )
     stages.save(model, layout, out, manifest)
     typer.echo(f"Trained model: {out}")
 
@@ -134,9 +155,10 @@ def _texts(examples: list) -> list[str]:  # type: ignore[type-arg]
     return [text for e in examples for text in (e.text, e.response) if text]
 
 
-def _alignment(model, layout, parallel, teacher, corpora, out):  # noqa: ANN001, ANN202
+def _alignment(model, layout, parallel, teacher, corpora, out):
     """The alignment loss, when --parallel and --teacher are given."""
-    from slm_guardian.train.corpora import expand, parallel as read_parallel
+    from slm_guardian.train.corpora import expand
+    from slm_guardian.train.corpora import parallel as read_parallel
     from slm_guardian.train.transfer import Alignment, teacher_vectors
 
     if not parallel or not teacher:

@@ -12,7 +12,9 @@ app = typer.Typer(help="Translate labelled queries with an LLM (OpenAI-Batch fil
 
 Data = Annotated[Path, typer.Option(help="Labelled queries to translate (.jsonl, .csv).")]
 Target = Annotated[str, typer.Option(help="Language to translate into: ko or en.")]
-Known = Annotated[list[str] | None, typer.Option(help="Parallel files whose sentences are already translated.")]
+Known = Annotated[
+    list[str] | None, typer.Option(help="Parallel files whose sentences are already translated.")
+]
 
 
 @app.command("requests")
@@ -36,7 +38,9 @@ def write(
 def read(
     data: Data,
     target: Target,
-    responses: Annotated[list[str], typer.Option(help="Response files of the batch; repeatable, quoted globs.")],
+    responses: Annotated[
+        list[str], typer.Option(help="Response files of the batch; repeatable, quoted globs.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Translations to write (.jsonl).")],
     known: Known = None,
 ) -> None:
@@ -48,7 +52,9 @@ def read(
 
     answers, failed = read_responses(expand(responses))
     rows, rejects = read_translations(_todo(data, target, known), target, answers)
-    write_jsonl(out, ({"translation_of": r.extra["translation_of"], "lang": r.lang, "text": r.text} for r in rows))
+    write_jsonl(
+        out, ({"translation_of": r.extra["translation_of"], "lang": r.lang, "text": r.text} for r in rows)
+    )
     write_jsonl(out.with_suffix(".rejects.jsonl"), ({"id": r.where, "reason": r.reason} for r in rejects))
     reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())
     typer.echo(f"{len(rows)} translations ({failed} failed answers; rejected: {reasons or 'none'}): {out}")

@@ -35,7 +35,9 @@ class Engine(Protocol):
 def load_engine(directory: Path, threads: int | None = None) -> Engine:
     """The engine that fits a model directory: ONNX where there is a model.onnx, else torch."""
     if not directory.is_dir():
-        raise ModelError(f"no model directory {directory}: check --model, or leave it out for the shipped one")
+        raise ModelError(
+            f"no model directory {directory}: check --model, or leave it out for the shipped one"
+        )
     if (directory / "model.onnx").exists():
         from slm_guardian.engines.onnx import OnnxEngine
 

@@ -58,7 +58,7 @@ def report(
     share = sum(fallbacks.values())
     numbers = {
         "n": len(rows),
-        "fallback": {"rate": share / len(rows), "ci95": list(wilson(share, len(rows)))},
+        "fallback": {"rate": share / len(rows), "ci95": wilson(share, len(rows))},
         "fallback_reasons": dict(fallbacks.most_common()),
         "shown_with_fault": dict(faults),
         "distinct": len({row.shown for row in rows}) / len(rows),

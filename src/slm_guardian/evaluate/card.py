@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def render(manifest: Mapping[str, Any], metrics: Mapping[str, Any] | None, answered: Mapping[str, Any] | None) -> str:
+def render(
+    manifest: Mapping[str, Any], metrics: Mapping[str, Any] | None, answered: Mapping[str, Any] | None
+) -> str:
     """Markdown of guardian.json, metrics.json (or None) and the answers' numbers (or None)."""
     parts = [_head(manifest), _data(manifest), _training(manifest), _calibration(manifest)]
     if metrics:
@@ -53,7 +55,9 @@ def _data(manifest: Mapping[str, Any]) -> str:
     lines = ["## Training data of the safety stage", "", "| source | licence | rows |", "|---|---|---|"]
     lines += [f"| {source} | {licence} | {n:,} |" for (source, licence), n in sorted(counts.items())]
     lines += [f"| all | | {sum(counts.values()):,} ({unsafe:,} unsafe) |", ""]
-    lines.append("Public sources are capped in every epoch, at half weight; no text of theirs is in this project.")
+    lines.append(
+        "Public sources are capped in every epoch, at half weight; no text of theirs is in this project."
+    )
     return "\n".join(lines)
 
 
@@ -65,12 +69,22 @@ def _family(source: str | None) -> str:
 
 
 def _training(manifest: Mapping[str, Any]) -> str:
-    lines = ["## Training", "", "| stage | steps | batch | lr | embeddings' lr | λ | seed |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "## Training",
+        "",
+        "| stage | steps | batch | lr | embeddings' lr | λ | seed |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, stage in manifest.get("stages", {}).items():
         keys = ("steps", "batch_size", "lr", "embedding_lr", "lam", "seed")
         lines.append(f"| {name} | " + " | ".join(str(stage.get(key, "-")) for key in keys) + " |")
     rejected = manifest.get("stages", {}).get("safety", {}).get("rejected_responses", {})
-    lines += ["", "Responses never trained on: " + (", ".join(f"{k}: {v}" for k, v in rejected.items()) or "none") + "."]
+    lines += [
+        "",
+        "Responses never trained on: "
+        + (", ".join(f"{k}: {v}" for k, v in rejected.items()) or "none")
+        + ".",
+    ]
     return "\n".join(lines)
 
 
@@ -88,7 +102,12 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    lines = ["## Measured", "", "| data | n | AUROC | weighted F1 | unsafe recall | FPR |", "|---|---|---|---|---|---|"]
+    lines = [
+        "## Measured",
+        "",
+        "| data | n | AUROC | weighted F1 | unsafe recall | FPR |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, m in metrics["data"].items():
         ci = m["ci95"]
         cells = (

@@ -33,9 +33,9 @@ def measure(
     """All metrics of one data set, as written to metrics.json.
 
     `labels` and `scores` have shape (n,); `threshold` is one number or one a row (a guardian's threshold
-    depends on the query's language), of which the median is reported. `pairs` holds a cluster id a row for the bootstrap, `kinds` a
-    group a row for `by_kind`; None stands for a row without one. Raises ValueError when the shapes differ,
-    when there is no row, or when a score is not finite.
+    depends on the query's language), of which the median is reported. `pairs` holds a cluster id a row for
+    the bootstrap, `kinds` a group a row for `by_kind`; None stands for a row without one. Raises ValueError
+    when the shapes differ, when there is no row, or when a score is not finite.
     """
     labels, scores = _checked(labels, scores)
     predicted = scores >= threshold

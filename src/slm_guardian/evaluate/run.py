@@ -226,7 +226,9 @@ def _input(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _predictions(outcomes: list[Outcome], threshold: float | None, with_text: bool) -> Iterator[dict[str, Any]]:
+def _predictions(
+    outcomes: list[Outcome], threshold: float | None, with_text: bool
+) -> Iterator[dict[str, Any]]:
     for outcome in outcomes:
         limits = outcome.thresholds(threshold)
         rows = zip(outcome.dataset.examples, outcome.judged, outcome.scores, limits, strict=True)

@@ -20,7 +20,9 @@ from slm_guardian.text import language
 _LINE = re.compile(r"^\s*(\d+)\s*[.)]\s*(safe|unsafe)\s*\|\s*([a-z_]+)\s*\|\s*(.+?)\s*\|\s*(.+?)\s*$")
 
 
-def contrast_requests(policy: Policy, words: Sequence[str], per_request: int = 25, seed: int = 0) -> list[Request]:
+def contrast_requests(
+    policy: Policy, words: Sequence[str], per_request: int = 25, seed: int = 0
+) -> list[Request]:
     """Requests that ask for one pair for each word; categories take turns."""
     template = files("slm_guardian.generate").joinpath("templates/contrast.txt").read_text("utf-8")
     system = template.format(policy=_summary(policy))

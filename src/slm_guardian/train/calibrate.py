@@ -25,7 +25,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     signs = np.where(labels, 1.0, -1.0)
     loss = lambda log_t: np.logaddexp(0, -signs * logits / np.exp(log_t)).mean()  # noqa: E731
-    return float(np.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
+    best: Any = minimize_scalar(loss, bounds=(-2, 2), method="bounded")
+    return float(np.exp(best.x))
 
 
 def calibrate(

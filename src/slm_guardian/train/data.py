@@ -54,7 +54,10 @@ class Corpus:
     def manifest(self) -> dict[str, Any]:
         """What a model card needs to know of this file."""
         counts = Counter((e.source, e.licence) for e in self.examples)
-        sources = [{"source": s, "licence": licence, "rows": n} for (s, licence), n in sorted(counts.items(), key=str)]
+        sources = [
+            {"source": s, "licence": licence, "rows": n}
+            for (s, licence), n in sorted(counts.items(), key=str)
+        ]
         reasons = Counter(r.reason for r in self.rejects)
         return {
             "file": self.path.name,
@@ -87,7 +90,9 @@ class Encoder:
     def __post_init__(self) -> None:
         self.categories = [c.id for c in next(iter(self.policies.values())).categories]
 
-    def safety(self, example: Example, weight: float = 1.0, text: str | None = None, answer: bool = True) -> Row:
+    def safety(
+        self, example: Example, weight: float = 1.0, text: str | None = None, answer: bool = True
+    ) -> Row:
         """`query <|pred|> <|safe|>` or `query <|pred|> <|harm|> category <|expl|> response <|end|>`."""
         layout = self.layout
         query = layout.query(display(text or example.text))[:MAX_QUERY]
@@ -133,7 +138,13 @@ class Encoder:
 
 def clean_response(example: Example, policy: Policy | None) -> tuple[str | None, str]:
     """The response in slot form, or None and why it is never trained on."""
-    text = display(example.response or "").replace("—", ",").replace("–", "-").replace("“", '"').replace("”", '"')
+    text = (
+        display(example.response or "")
+        .replace("—", ",")
+        .replace("–", "-")
+        .replace("“", '"')
+        .replace("”", '"')
+    )
     text = text.replace("’", "'").replace("‘", "'")
     if policy is None:
         return None, "no policy for the language"

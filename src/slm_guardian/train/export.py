@@ -26,7 +26,9 @@ def export_onnx(model_dir: Path, out: Path) -> dict[str, int]:
     model = load_model(model_dir)
     config = model.config
     if config.model_type != "bert":
-        raise ModelError(f"{model_dir} is a causal model: serve it as it is, ONNX export is for prefix models")
+        raise ModelError(
+            f"{model_dir} is a causal model: serve it as it is, ONNX export is for prefix models"
+        )
     state = {k: v.detach().cpu().numpy().astype(np.float32) for k, v in model.state_dict().items()}
     graph = build(state, config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps)
     out.mkdir(parents=True, exist_ok=True)
@@ -35,7 +37,9 @@ def export_onnx(model_dir: Path, out: Path) -> dict[str, int]:
         (out / "model.onnx.partial").replace(out / "model.onnx")
         shutil.copyfile(model_dir / "tokenizer.json", out / "tokenizer.json")
     except OSError as error:
-        raise GuardianError(f"cannot write to {out} ({error.strerror}): free some space, then run again") from error
+        raise GuardianError(
+            f"cannot write to {out} ({error.strerror}): free some space, then run again"
+        ) from error
     manifest = read_manifest(model_dir) | {"sha256": file_sha256(out / "model.onnx")}
     write_json(out / "guardian.json", manifest)
     return {name: (out / name).stat().st_size for name in FILES}

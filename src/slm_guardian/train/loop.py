@@ -14,7 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 
 from slm_guardian.errors import GuardianError
@@ -79,9 +86,13 @@ def run(
                     saved = time.monotonic()
     except KeyboardInterrupt:
         _checkpoint(out, model, optimizer, schedule, step, config)
-        raise GuardianError(f"stopped at step {step} of {config.steps}: run the same command to go on") from None
+        raise GuardianError(
+            f"stopped at step {step} of {config.steps}: run the same command to go on"
+        ) from None
     except OSError as error:
-        raise GuardianError(f"cannot write to {out} ({error.strerror}): free some space, then run again") from error
+        raise GuardianError(
+            f"cannot write to {out} ({error.strerror}): free some space, then run again"
+        ) from error
     draw_curves(out)
     write_json(out / "done.json", asdict(config))
 
@@ -138,7 +149,11 @@ def _checkpoint(
     config: LoopConfig,
 ) -> None:
     partial = out / "checkpoint.pt.partial"
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+    }
     torch.save({**state, "step": step, "rng": torch.get_rng_state(), "config": asdict(config)}, partial)
     os.replace(partial, out / "checkpoint.pt")
 
@@ -178,7 +193,12 @@ def _log(out: Path, row: dict[str, float]) -> None:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[info]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[info]}"),
+    )
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), refresh_per_second=1)
 
 

@@ -10,6 +10,7 @@ weighted and whether they share a sequence; here they do, and λ is a setting.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,17 +33,18 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Row], fill: int) -> Ten
         allowed = prefix_mask(rows, ids.shape[1])[:, None].to(model.device)
         mask = torch.zeros(allowed.shape, device=model.device).masked_fill_(~allowed, -1e4)
     else:
-        mask = torch.tensor([[1] * len(r.ids) + [0] * (ids.shape[1] - len(r.ids)) for r in rows]).to(model.device)
+        mask = torch.tensor([[1] * len(r.ids) + [0] * (ids.shape[1] - len(r.ids)) for r in rows]).to(
+            model.device
+        )
     return model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
 def logits(model: PreTrainedModel, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
     """Logits of hidden states (n, hidden): of the whole vocabulary, or of `tokens` only."""
+    head: Any = model.cls.predictions if is_prefix(model) else model.get_output_embeddings()
     if is_prefix(model):
-        head = model.cls.predictions
         hidden, weight, bias = head.transform(hidden), head.decoder.weight, head.bias
     else:
-        head = model.get_output_embeddings()
         weight, bias = head.weight, head.bias
     if tokens is not None:
         chosen = torch.tensor(tokens, device=weight.device)
@@ -98,11 +100,18 @@ class JointLoss:
         states = hidden[[i for i, _ in chosen], [r.prefix + 1 for _, r in chosen]]
         targets = torch.tensor([r.category for _, r in chosen], device=hidden.device)
         weights = torch.tensor([r.weight for _, r in chosen], device=hidden.device)
-        losses = F.cross_entropy(logits(self.model, states, self.categories).float(), targets, reduction="none")
+        losses = F.cross_entropy(
+            logits(self.model, states, self.categories).float(), targets, reduction="none"
+        )
         return (losses * weights).sum() / weights.sum()
 
     def _answer(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor | None:
-        places = [(i, p) for i, r in enumerate(rows) if r.answer is not None for p in range(r.answer, len(r.ids) - 1)]
+        places = [
+            (i, p)
+            for i, r in enumerate(rows)
+            if r.answer is not None
+            for p in range(r.answer, len(r.ids) - 1)
+        ]
         if not places:
             return None
         states = hidden[[i for i, _ in places], [p for _, p in places]]
@@ -113,7 +122,11 @@ class JointLoss:
 
 @torch.no_grad()
 def judge(
-    model: PreTrainedModel, layout: Layout, categories: Sequence[str], texts: Sequence[str], batch_size: int = 128
+    model: PreTrainedModel,
+    layout: Layout,
+    categories: Sequence[str],
+    texts: Sequence[str],
+    batch_size: int = 128,
 ) -> tuple[Tensor, Tensor]:
     """Label logits (n, 2) and category logits (n, categories) of texts, in order."""
     loss = JointLoss(model, layout, categories, 0.0, 0.0)

@@ -12,6 +12,8 @@ Outputs  scores (B, K, C) · logits (B*K, vocabulary) · keys, values (layers, B
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -36,10 +38,10 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self._count = 0
 
-    def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> str:
         return self.ops(kind, *inputs, outputs=outputs, domain=domain, **attributes)[0]
 
-    def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: object) -> list[str]:
+    def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
         self._count += 1
         names = [f"{kind}_{self._count}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
@@ -74,7 +76,7 @@ class Graph:
     def rows(self, table: tuple[str, str], index: str) -> str:
         """Rows of a table as floats."""
         values = self.op("Cast", self.op("Gather", table[0], index), to=TensorProto.FLOAT)
-        centred = self.op("Sub", values, self.constant(np.float32(ZERO)))
+        centred = self.op("Sub", values, self.constant(np.array(ZERO, np.float32)))
         return self.op("Mul", centred, self.op("Gather", table[1], index))
 
 
@@ -106,7 +108,9 @@ def build(state: dict[str, Array], layers: int, heads: int, epsilon: float) -> o
 def _embed(g: Graph, state: dict[str, Array], table: tuple[str, str], epsilon: float) -> str:
     prefix = "bert.embeddings."
     # All tokens are of type 0, so its vector is part of every position.
-    positions = state[prefix + "position_embeddings.weight"] + state[prefix + "token_type_embeddings.weight"][0]
+    positions = (
+        state[prefix + "position_embeddings.weight"] + state[prefix + "token_type_embeddings.weight"][0]
+    )
     total = g.op("Add", g.rows(table, "ids"), g.rows(g.table(positions), "positions"))
     return g.norm(total, state[prefix + "LayerNorm.weight"], state[prefix + "LayerNorm.bias"], epsilon)
 
@@ -166,7 +170,7 @@ def _logits(g: Graph, features: str, table: tuple[str, str], bias: str, width: i
     """Logits of the whole vocabulary, from the same 8-bit table that embeds: (table @ features^T)^T."""
     flat = g.op("Transpose", g.op("Reshape", features, g.shape(-1, width)), perm=[1, 0])
     quantized, scale, zero = g.ops("DynamicQuantizeLinear", flat, outputs=3)
-    product = g.op("MatMulInteger", table[0], quantized, g.constant(np.uint8(ZERO)), zero)
+    product = g.op("MatMulInteger", table[0], quantized, g.constant(np.array(ZERO, np.uint8)), zero)
     values = g.op("Mul", g.op("Cast", product, to=TensorProto.FLOAT), g.op("Mul", table[1], scale))
     return g.op("Add", g.op("Transpose", values, perm=[1, 0]), bias)
 
@@ -195,5 +199,3 @@ def _model(g: Graph, layers: int, heads: int, size: int) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model)
     return model
-
-

@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,11 +43,13 @@ class Teacher:
         from tokenizers import Tokenizer
 
         try:
-            model = BertModel.from_pretrained(base, add_pooling_layer=False, attn_implementation="eager")
+            model: Any = BertModel.from_pretrained(base, add_pooling_layer=False, attn_implementation="eager")
             self.model = model.to(device()).eval()
             self.tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
         except (OSError, ValueError) as error:
-            raise ModelError(f"{base} is not a BERT directory: pass --base a Hugging Face directory") from error
+            raise ModelError(
+                f"{base} is not a BERT directory: pass --base a Hugging Face directory"
+            ) from error
         self.tokenizer.enable_truncation(128)
         self.tokenizer.no_padding()
 
@@ -87,7 +90,7 @@ def extended_model(base: Path, layout: Layout, pairs: Sequence[Pair]) -> BertFor
     # Measured on 2 cores: dropout masks and fused attention cost 46 % of a step. Augmentation regularises instead.
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     config._attn_implementation = "eager"
-    student = BertForMaskedLM(config)
+    student: Any = BertForMaskedLM(config)
     student.bert.load_state_dict(teacher.model.state_dict() | _resized(teacher, len(vocabulary)), strict=True)
     embeddings = initial_embeddings(layout, teacher.tokenizer.get_vocab(), old, pairs)
     with torch.no_grad():
@@ -143,10 +146,12 @@ def _dice(
     together = csr_matrix(left.T @ right)
     left_n, right_n = np.asarray(left.sum(0)).ravel(), np.asarray(right.sum(0)).ravel()
     best = [_top(together[i], left_n[i], right_n, neighbours) for i in range(len(stems))]
-    return {i: b for t, i in vocabulary.items() if t not in known and (b := best[stems[t.removeprefix("##")]])}
+    return {
+        i: b for t, i in vocabulary.items() if t not in known and (b := best[stems[t.removeprefix("##")]])
+    }
 
 
-def _top(row, count: float, totals: np.ndarray, neighbours: int) -> list[tuple[int, float]]:  # noqa: ANN001
+def _top(row, count: float, totals: np.ndarray, neighbours: int) -> list[tuple[int, float]]:
     scores = 2 * row.data / (count + totals[row.indices])
     order = np.argsort(-scores, kind="stable")[:neighbours]
     return [(int(row.indices[k]), float(scores[k])) for k in order]
@@ -156,7 +161,12 @@ class Alignment:
     """The alignment loss over parallel text; also used beside the safety loss, so the crossing stays."""
 
     def __init__(
-        self, model: BertForMaskedLM, layout: Layout, pairs: Sequence[Pair], targets: np.ndarray, seed: int = 0
+        self,
+        model: BertForMaskedLM,
+        layout: Layout,
+        pairs: Sequence[Pair],
+        targets: np.ndarray,
+        seed: int = 0,
     ) -> None:
         self.model, self.layout, self.pairs = model, layout, pairs
         self.targets, self.seed = torch.from_numpy(targets), seed
@@ -192,7 +202,9 @@ class Alignment:
         order = list(range(len(self.pairs)))
         rng.shuffle(order)
         block = 16 * batch_size
-        order = [i for s in range(0, len(order), block) for i in sorted(order[s : s + block], key=self._length)]
+        order = [
+            i for s in range(0, len(order), block) for i in sorted(order[s : s + block], key=self._length)
+        ]
         batches = [order[s : s + batch_size] for s in range(0, len(order), batch_size)]
         full = [batch for batch in batches if len(batch) == batch_size] or batches
         rng.shuffle(full)
