@@ -94,6 +94,12 @@ def train(
     batch: Annotated[int, typer.Option(help="Rows a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Peak learning rate of the body.")] = 1e-4,
     embedding_lr: Annotated[float, typer.Option(help="Peak learning rate of the embeddings.")] = 3e-4,
+    stop: Annotated[int | None, typer.Option(help="End early, at this step of the same schedule.")] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Topic answers (.jsonl) instead of the rows' own responses; needs --teacher."),
+    ] = None,
+    answered: Annotated[float, typer.Option(help="Share of responses that an epoch trains on.")] = 0.4,
     lam: Annotated[float, typer.Option("--lambda", help="λ: weight of category and response.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
@@ -120,10 +126,17 @@ def train(
         expand(data or []), expand(noisy or []), expand(translations or []), list(policies.values()), cap
     )
     alignment = _alignment(model, layout, parallel, teacher, corpora, out)
+    if answers:
+        stages.give_topic_answers(corpora, answers, expand(parallel or []), teacher)
     config = LoopConfig(
-        steps=steps, lr=lr, embedding_lr=embedding_lr, seed=seed, evaluate_every=max(1, steps // 10)
+        steps=steps,
+        stop=stop,
+        lr=lr,
+        embedding_lr=embedding_lr,
+        seed=seed,
+        evaluate_every=max(1, steps // 10),
     )
-    settings = stages.StageConfig(batch_size=batch, lam=lam)
+    settings = stages.StageConfig(batch_size=batch, lam=lam, answered=answered)
     typer.echo(json.dumps(stages.settings(settings, config)))
     if stage == "instruct":
         answered = [e for corpus in corpora for e in corpus.examples if e.response]

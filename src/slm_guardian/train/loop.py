@@ -33,9 +33,13 @@ Evaluation = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a stage is optimised. Learning rates are peaks: linear warm-up, then linear decay to zero."""
+    """How a stage is optimised. Learning rates are peaks: linear warm-up, then linear decay to zero.
+
+    `stop` ends the stage early, on the way of the same schedule: for a stage that goes on with other data.
+    """
 
     steps: int
+    stop: int | None = None
     lr: float = 1e-4
     embedding_lr: float = 3e-4
     warmup: float = 0.06
@@ -64,17 +68,17 @@ def run(
     torch.manual_seed(config.seed)
     optimizer = _optimizer(model, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
-    start = _restore(out, model, optimizer, schedule, config)
-    if start >= config.steps:
+    start, end = _restore(out, model, optimizer, schedule, config), config.stop or config.steps
+    if start >= end:
         return
     model.train()
     step, saved = start, time.monotonic()
     try:
         with _progress() as bar:
-            task = bar.add_task(out.name, total=config.steps, completed=start, info="")
-            for step in range(start, config.steps):
+            task = bar.add_task(out.name, total=end, completed=start, info="")
+            for step in range(start, end):
                 parts = _update(model, objective, optimizer, schedule, config, step)
-                last = step + 1 == config.steps
+                last = step + 1 == end
                 if step % 20 == 0 or last:
                     _log(out, {"step": step, **{k: round(v.item(), 5) for k, v in parts.items()}})
                     bar.update(task, info=" ".join(f"{k} {v.item():.3f}" for k, v in parts.items()))
@@ -86,9 +90,7 @@ def run(
                     saved = time.monotonic()
     except KeyboardInterrupt:
         _checkpoint(out, model, optimizer, schedule, step, config)
-        raise GuardianError(
-            f"stopped at step {step} of {config.steps}: run the same command to go on"
-        ) from None
+        raise GuardianError(f"stopped at step {step} of {end}: run the same command to go on") from None
     except OSError as error:
         raise GuardianError(
             f"cannot write to {out} ({error.strerror}): free some space, then run again"
@@ -170,7 +172,7 @@ def _restore(
         (out / "metrics.jsonl").unlink(missing_ok=True)
         return 0
     saved = torch.load(path, map_location=device(), weights_only=True)
-    if saved["config"] != asdict(config):
+    if _settings(saved["config"]) != _settings(asdict(config)):
         raise GuardianError(f"{path} belongs to other settings: choose another --out or remove it")
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
@@ -178,6 +180,11 @@ def _restore(
     torch.set_rng_state(saved["rng"].cpu())
     _drop_after(out / "metrics.jsonl", saved["step"])
     return int(saved["step"])
+
+
+def _settings(config: dict[str, object]) -> dict[str, object]:
+    """What must not change between a checkpoint and the run that goes on from it: all but the place to stop."""
+    return {key: value for key, value in config.items() if key != "stop"}
 
 
 def _drop_after(path: Path, step: int) -> None:

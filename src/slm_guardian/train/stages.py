@@ -15,15 +15,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertForMaskedLM, PreT
 from transformers.utils import logging as transformers_logging
 
 from slm_guardian.answers import learn_casing
-from slm_guardian.errors import DataError, ModelError
+from slm_guardian.errors import DataError, InputError, ModelError
 from slm_guardian.evaluate.metrics import auroc
 from slm_guardian.example import Example, write_json
 from slm_guardian.layout import SPECIAL_TOKENS, Layout, piece
 from slm_guardian.policy import Policy
+from slm_guardian.train.corpora import parallel
 from slm_guardian.train.data import Corpus, Encoder, Epochs, Row, safety_rows
 from slm_guardian.train.loop import LoopConfig, device, run
 from slm_guardian.train.loss import JointLoss, is_prefix, judge
-from slm_guardian.train.transfer import Alignment
+from slm_guardian.train.topics import answer_by_topic, read_topics
+from slm_guardian.train.transfer import Alignment, Teacher
 
 transformers_logging.set_verbosity_error()  # its loading report is about heads that nobody uses
 transformers_logging.disable_progress_bar()
@@ -135,6 +137,20 @@ def safety(
 def answer_tokens(rows: Sequence[Row]) -> list[int]:
     """The tokens that occur in answers: nothing else is ever written."""
     return sorted({token for row in rows for token in row.ids[(row.answer or 0) + 1 :]})
+
+
+def give_topic_answers(
+    corpora: Sequence[Corpus], answers: Path, parallel_files: Sequence[Path], teacher: Path | None
+) -> None:
+    """Replace the responses of all corpora, in place, by the answers of their topics."""
+    if teacher is None:
+        raise InputError("--answers needs --teacher DIR: an English encoder that places queries in topics")
+    encoder, topics = Teacher(teacher), read_topics(answers)
+    rows = [e for corpus in corpora for e in corpus.examples]
+    pairs = parallel(parallel_files, [e for e in rows if "original" in e.extra])
+    for corpus in corpora:
+        if corpus.cap is None:  # our own rows: labels of public ones are too noisy to answer by
+            corpus.examples = answer_by_topic(corpus.examples, topics, pairs, encoder)
 
 
 def dev_auroc(model: PreTrainedModel, encoder: Encoder, dev: Sequence[Example]) -> dict[str, float]:
