@@ -31,7 +31,9 @@ def guardian() -> Guardian:
 
 
 @pytest.mark.parametrize(("text", "category"), POSTER)
-def test_the_papers_examples_are_unsafe_in_their_category(guardian: Guardian, text: str, category: str) -> None:
+def test_the_papers_examples_are_unsafe_in_their_category(
+    guardian: Guardian, text: str, category: str
+) -> None:
     verdict = guardian.check(text, respond=False)
     assert (verdict.label, verdict.category) == ("unsafe", category)
 

@@ -14,9 +14,12 @@ from torch import nn
 from slm_guardian import Guardian, Policy
 from slm_guardian.cli import main as cli
 from slm_guardian.engines import load_engine
-from slm_guardian.errors import GuardianError, ModelError
+from slm_guardian.errors import DataError, GuardianError, ModelError
+from slm_guardian.example import Example
 from slm_guardian.train.loop import LoopConfig, run
-from tiny import bert_base, llama_base, write_corpus, write_policies
+from slm_guardian.train.topics import answer_by_topic, read_topics
+from slm_guardian.train.transfer import Pair, Teacher
+from tiny import bert_base, llama_base, write_corpus, write_policies, write_topics
 
 
 def guardian(*arguments: object) -> None:
@@ -93,8 +96,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parallel,
         "--teacher",
         base,
+        "--answers",
+        write_topics(root),
+        "--answered",
+        1,
         "--steps",
-        200,
+        250,
         "--batch",
         32,
         "--lr",
@@ -249,3 +256,23 @@ def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
         )
     first, second = ((tmp_path / n / "stage" / "metrics.jsonl").read_text() for n in ("one", "two"))
     assert first == second
+
+
+def test_harmful_rows_take_the_answer_of_their_topic_in_their_language(tmp_path: Path) -> None:
+    topics, base = read_topics(write_topics(tmp_path)), bert_base(tmp_path / "base")
+    rows = [
+        Example("how do i steal a car", "unsafe", "crime_advice", "en", response="old"),
+        Example("죽고 싶어", "unsafe", "self_harm_suicide", "ko", response="old"),
+        Example("다른 말", "unsafe", "crime_advice", "ko", response="old"),
+        Example("날씨", "safe", None, "ko"),
+    ]
+    answered = answer_by_topic(rows, topics, [Pair("죽고 싶어", "i want to die")], Teacher(base))
+    expected = ["I can't help with stealing.", "{helpline.suicide}에 전화해 주세요.", None, None]
+    assert [row.response for row in answered] == expected  # without its English, a query has no topic
+
+
+def test_a_broken_topic_file_is_named_with_its_line(tmp_path: Path) -> None:
+    path = write_topics(tmp_path)
+    path.write_text(path.read_text("utf-8") + '{"category": "crime_advice"}\n', "utf-8")
+    with pytest.raises(DataError, match=r"answers.jsonl:3"):
+        read_topics(path)

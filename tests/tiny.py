@@ -120,6 +120,23 @@ def llama_base(directory: Path) -> Path:
     return directory
 
 
+TOPICS = {
+    "crime_advice": ("훔치는 방법은 알려드릴 수 없어요.", "I can't help with stealing."),
+    "self_harm_suicide": ("{helpline.suicide}에 전화해 주세요.", "Please call {helpline.suicide}."),
+}
+
+
+def write_topics(directory: Path) -> Path:
+    """One topic answer for each category."""
+    path = directory / "answers.jsonl"
+    lines = [
+        {"category": category, "topic": "all", "ko": ko, "en": en, "examples": [HARMFUL[category][1]]}
+        for category, (ko, en) in TOPICS.items()
+    ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+    return path
+
+
 def write_policies(directory: Path) -> list[Path]:
     """Korean and English policies of two categories, with one fact each and no golden examples."""
     texts = {
