@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from slm_guardian import Guardian, Policy, Verdict
 from slm_guardian.answers import fault, sentences
-from slm_guardian.engines import Engine
+from slm_guardian.engines import Engine, Mask
 from slm_guardian.errors import InputError, ModelError, PolicyError
 from slm_guardian.layout import SPECIAL_TOKENS
 from slm_guardian.text import language, shadow, views, windows
@@ -44,8 +44,8 @@ class OneByOne:
     def scores(self, sequences: Sequence[Sequence[int]], tokens: Sequence[int]) -> np.ndarray:
         return np.concatenate([self.engine.scores([sequence], tokens) for sequence in sequences])
 
-    def decode(self, prompt: Sequence[int], prefix: int, banned: np.ndarray, limit: int) -> Iterator[int]:
-        return self.engine.decode(prompt, prefix, banned, limit)
+    def decode(self, prompt: Sequence[int], prefix: int, mask: Mask, limit: int) -> Iterator[int]:
+        return self.engine.decode(prompt, prefix, mask, limit)
 
 
 class LastBroken(OneByOne):
@@ -257,9 +257,7 @@ def test_nothing_to_judge_is_said_and_fails_closed(never: Guardian, text: str, f
     assert (verdict.label, verdict.action, verdict.harm, verdict.response) == ("unsafe", "block", None, None)
 
 
-@pytest.mark.parametrize(
-    "text", ["\udcff hello \udfff", "hello\x00world", "\x00hi", "\ufffd\ufffd hi", "\u3164"]
-)
+@pytest.mark.parametrize("text", ["\udcff hello \udfff", "hello\x00world", "\x00hi", "\ufffd\ufffd hi"])
 def test_broken_characters_are_judged(guardian: Guardian, text: str) -> None:
     verdict = guardian.check(text, respond=False)
     assert verdict.harm is not None and verdict.text == text

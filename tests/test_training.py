@@ -126,7 +126,7 @@ def test_the_trained_guardian_separates_its_corpus(chain: Path) -> None:
 def test_stages_leave_metrics_curves_and_a_manifest(chain: Path) -> None:
     stage = chain / "safety" / "stage"
     rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "pred", "category"} <= rows[0].keys()
+    assert {"loss", "pred"} <= rows[0].keys() and any("category" in row for row in rows)
     assert any("auroc_ko" in row for row in rows)
     assert (stage / "curves.png").stat().st_size > 5_000
     manifest = json.loads((chain / "mini" / "guardian.json").read_text())
@@ -151,8 +151,8 @@ def test_cached_decoding_gives_what_recomputing_gives(chain: Path) -> None:
     engines = load_engine(chain / "safety"), load_engine(chain / "mini")
     layout = engines[0].layout
     prompt = layout.answer_prompt(layout.judge("i want to die"), "self_harm_suicide")
-    banned = np.zeros(layout.size, np.float32)
-    first, second = (list(e.decode(prompt, len(prompt) - 4, banned, 6)) for e in engines)
+    free = np.zeros(layout.size, np.float32)
+    first, second = (list(e.decode(prompt, len(prompt) - 4, lambda written: free, 6)) for e in engines)
     assert first[:3] == second[:3]
 
 

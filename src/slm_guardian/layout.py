@@ -57,7 +57,9 @@ class Layout:
         # What an answer never holds: marks (its own category's facts are allowed one by one) and unknowns.
         self.unknown = tokenizer.token_to_id("[UNK]")  # None for a byte-level tokenizer, which knows all
         specials = [self.pred, self.expl, self.safe, self.harm]
-        self.never = sorted({*marked.values(), *specials, *([] if self.unknown is None else [self.unknown])})
+        self.never: list[int] = sorted(
+            {*marked.values(), *specials, *([] if self.unknown is None else [self.unknown])}
+        )
 
     @classmethod
     def load(cls, directory: str | Path) -> Layout:

@@ -92,7 +92,7 @@ def _print_table(verdicts: Iterator[Verdict]) -> int:
 
     table = Table(show_lines=True)
     for name, options in {"query": {"ratio": 3}, "verdict": {}, "harm": {}, "answer": {"ratio": 5}}.items():
-        table.add_column(name, **options)  # type: ignore[arg-type]
+        table.add_column(name, overflow="fold", **options)  # type: ignore[arg-type]
     failed = 0
     for verdict in verdicts:
         failed += verdict.error is not None

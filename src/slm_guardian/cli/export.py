@@ -12,6 +12,9 @@ import typer
 def export(
     model: Annotated[Path, typer.Option("--model", "-m", help="Trained prefix model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the embedded guardian.")],
+    answers: Annotated[
+        Path | None, typer.Option(help="Topic answers (.jsonl): write nothing but these.")
+    ] = None,
 ) -> None:
     """Write the embedded guardian: int8 ONNX that runs without torch.
 
@@ -19,7 +22,7 @@ def export(
     """
     from slm_guardian.train.export import export_onnx
 
-    sizes = export_onnx(model, out)
+    sizes = export_onnx(model, out, answers)
     for name, size in sizes.items():
         typer.echo(f"{size / 1e6:8.2f} MB  {name}")
     typer.echo(f"{sum(sizes.values()) / 1e6:8.2f} MB  {out}")
@@ -53,3 +56,17 @@ def calibrate(
     policies = [Policy.load(name) for name in policy or ["ko", "en"]]
     rows = [e for e in read_examples(dev)[0] if e.label]
     typer.echo(json.dumps(fit(model, rows, dev_fpr, pools, [dev, *files], policies), indent=1))
+
+
+def average(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Stages of one run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the averaged model.")],
+) -> None:
+    """Average the weights of several stages of one run: steadier than any of them.
+
+    Example: guardian average runs/out/first runs/out/second -o runs/out/averaged
+    """
+    from slm_guardian.train.export import average as mean
+
+    mean(models, out)
+    typer.echo(f"Averaged {len(models)} models: {out}")

@@ -139,8 +139,8 @@ def train(
     settings = stages.StageConfig(batch_size=batch, lam=lam, answered=answered)
     typer.echo(json.dumps(stages.settings(settings, config)))
     if stage == "instruct":
-        answered = [e for corpus in corpora for e in corpus.examples if e.response]
-        stages.instruct(model, encoder, answered, settings, config, out / "stage", alignment)
+        questions = [e for corpus in corpora for e in corpus.examples if e.response]
+        stages.instruct(model, encoder, questions, settings, config, out / "stage", alignment)
         tokens: list[int] = []
     else:
         rows = read_examples(dev)[0] if dev else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from slm_guardian.errors import ModelError
 from slm_guardian.layout import Layout
+
+Mask = Callable[[Sequence[int]], np.ndarray]
 
 
 class Engine(Protocol):
@@ -24,10 +26,11 @@ class Engine(Protocol):
         """
         ...
 
-    def decode(self, prompt: Sequence[int], prefix: int, banned: np.ndarray, limit: int) -> Iterator[int]:
+    def decode(self, prompt: Sequence[int], prefix: int, mask: Mask, limit: int) -> Iterator[int]:
         """Token ids after `prompt`, greedy, until `<|end|>` or `limit`.
 
-        `prefix` tokens see each other; `banned` (vocabulary) holds large negative numbers to add.
+        `prefix` tokens see each other; `mask` gives, for the tokens written so far, what to add to the logits
+        (vocabulary): large negative numbers ban.
         """
         ...
 
@@ -47,14 +50,3 @@ def load_engine(directory: Path, threads: int | None = None) -> Engine:
 
         return TorchEngine.load(directory)
     raise ModelError(f"{directory} holds neither model.onnx nor config.json: export or train the model again")
-
-
-def choose(logits: np.ndarray, banned: np.ndarray, written: Sequence[int]) -> int:
-    """The best next token that is not banned and repeats no three tokens already written."""
-    scores = logits + banned
-    last = tuple(written[-2:])
-    if len(last) == 2:
-        for i in range(len(written) - 2):
-            if tuple(written[i : i + 2]) == last:
-                scores[written[i + 2]] = -np.inf
-    return int(scores.argmax())

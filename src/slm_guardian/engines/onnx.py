@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from slm_guardian.engines import choose
+from slm_guardian.engines import Mask
 from slm_guardian.errors import ModelError
 from slm_guardian.layout import Layout
 
@@ -59,13 +59,13 @@ class OnnxEngine:
         with ThreadPoolExecutor(self._threads) as pool:
             return np.stack(list(pool.map(run, sequences)))
 
-    def decode(self, prompt: Sequence[int], prefix: int, banned: np.ndarray, limit: int) -> Iterator[int]:
+    def decode(self, prompt: Sequence[int], prefix: int, mask: Mask, limit: int) -> Iterator[int]:
         """Token ids after `prompt`, greedy, until `<|end|>` or `limit`."""
-        feed = self._feed(prompt, prefix)
+        feed = self._feed(prompt, prefix) | {"next": np.array([1])}
         written: list[int] = []
         for place in range(len(prompt), len(prompt) + limit):
             logits, keys, values = self.session.run(["logits", "keys", "values"], feed)
-            token = choose(logits[-1], banned, written)
+            token = int((logits[-1] + mask(written)).argmax())
             if token == self.layout.end:
                 return
             yield token
@@ -77,6 +77,7 @@ class OnnxEngine:
                 "past_keys": keys,
                 "past_values": values,
                 "select": np.zeros((1, 1), np.int64),
+                "next": np.array([0]),
             }
 
     def _feed(self, sequence: Sequence[int], prefix: int) -> dict[str, np.ndarray]:
@@ -92,4 +93,5 @@ class OnnxEngine:
             "past_values": self._past,
             "select": np.array([[length - 2, length - 1]]),
             "tokens": np.array([self.layout.end], np.int64),
+            "next": np.zeros(0, np.int64),
         }

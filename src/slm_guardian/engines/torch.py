@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slm_guardian.engines import choose
+from slm_guardian.engines import Mask
 from slm_guardian.layout import Layout
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ class TorchEngine:
             result[part] = self._scores([sequences[i] for i in part], tokens)
         return result
 
-    def decode(self, prompt: Sequence[int], prefix: int, banned: np.ndarray, limit: int) -> Iterator[int]:
+    def decode(self, prompt: Sequence[int], prefix: int, mask: Mask, limit: int) -> Iterator[int]:
         """Token ids after `prompt`, greedy, until `<|end|>` or `limit`. Recomputes: simple, not fast."""
         ids = list(prompt)
         for _ in range(limit):
-            token = choose(self._next(ids, prefix), banned, ids[len(prompt) :])
+            token = int((self._next(ids, prefix) + mask(ids[len(prompt) :])).argmax())
             if token == self.layout.end:
                 return
             yield token

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from slm_guardian.errors import GuardianError, ModelError
 from slm_guardian.example import file_sha256, write_json
-from slm_guardian.train.stages import load_model, read_manifest
+from slm_guardian.layout import Layout
+from slm_guardian.train.stages import load_model, read_manifest, save
+from slm_guardian.train.topics import read_topics
 
 FILES = ("model.onnx", "tokenizer.json", "guardian.json")
 
 
-def export_onnx(model_dir: Path, out: Path) -> dict[str, int]:
+def export_onnx(model_dir: Path, out: Path, answers: Path | None = None) -> dict[str, int]:
     """Write the embedded guardian of a trained prefix LM; returns the bytes of each file.
+
+    `answers` is a topic file: the guardian then writes only these answers (it chooses, token by token).
 
     Raises ModelError for a causal model, which runs through torch or an inference server instead.
     """
@@ -41,5 +46,31 @@ def export_onnx(model_dir: Path, out: Path) -> dict[str, int]:
             f"cannot write to {out} ({error.strerror}): free some space, then run again"
         ) from error
     manifest = read_manifest(model_dir) | {"sha256": file_sha256(out / "model.onnx")}
+    if answers:
+        manifest["approved"] = approved_answers(answers, Layout.load(out))
     write_json(out / "guardian.json", manifest)
     return {name: (out / name).stat().st_size for name in FILES}
+
+
+def approved_answers(path: Path, layout: Layout) -> dict[str, dict[str, list[list[int]]]]:
+    """Token ids of every topic's answer: category -> language -> answers."""
+    approved: dict[str, dict[str, list[list[int]]]] = {}
+    for topic in read_topics(path):
+        for lang, answer in topic.answers.items():
+            approved.setdefault(topic.category, {}).setdefault(lang, []).append(layout.response(answer))
+    return approved
+
+
+def average(model_dirs: Sequence[Path], out: Path) -> None:
+    """Average the weights of checkpoints of one run; manifest and tokenizer are the last one's.
+
+    Source: Wortsman et al. 2022, "Model soups". Raises ModelError when the models differ in shape.
+    """
+    models = [load_model(path) for path in model_dirs]
+    states = [model.state_dict() for model in models]
+    if any({k: v.shape for k, v in s.items()} != {k: v.shape for k, v in states[0].items()} for s in states):
+        raise ModelError("the models to average differ in shape: pass stages of one run")
+    mean = {key: sum(state[key] for state in states) / len(states) for key in states[0]}
+    models[-1].load_state_dict(mean)
+    manifest = read_manifest(model_dirs[-1]) | {"average_of": len(models)}
+    save(models[-1], Layout.load(model_dirs[-1]), out, manifest)

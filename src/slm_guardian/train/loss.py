@@ -41,7 +41,8 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Row], fill: int) -> Ten
 
 def logits(model: PreTrainedModel, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
     """Logits of hidden states (n, hidden): of the whole vocabulary, or of `tokens` only."""
-    head: Any = model.cls.predictions if is_prefix(model) else model.get_output_embeddings()
+    whole: Any = model
+    head = whole.cls.predictions if is_prefix(model) else whole.get_output_embeddings()
     if is_prefix(model):
         hidden, weight, bias = head.transform(hidden), head.decoder.weight, head.bias
     else:

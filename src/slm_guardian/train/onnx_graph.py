@@ -1,13 +1,13 @@
 """The ONNX graph of the embedded guardian: a prefix LM with int8 weights and a key-value cache.
 
 Written node by node, because an exporter keeps two copies of the tied embedding (gather and output layer)
-and cannot share one int8 table between them. One graph serves detection and decoding; a caller asks
-for the outputs that it needs, and the runtime computes only those.
+and cannot share one int8 table between them. One graph serves detection and decoding. The runtime
+computes every output, wanted or not: detection leaves `next` empty, so that it pays nothing for logits.
 
 Inputs   ids, positions (B, T) int64 · mask (B, 1, T, P+T) float, 0 or a large negative number ·
          past_keys, past_values (layers, B, heads, P, size) float · select (B, K) int64, places in T ·
-         tokens (C) int64, whose scores are wanted
-Outputs  scores (B, K, C) · logits (B*K, vocabulary) · keys, values (layers, B, heads, P+T, size)
+         tokens (C) int64, whose scores are wanted · next (M) int64, which of the K places want logits
+Outputs  scores (B, K, C) · logits (B*M, vocabulary) · keys, values (layers, B, heads, P+T, size)
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def build(state: dict[str, Array], layers: int, heads: int, epsilon: float) -> o
     bias = g.constant(state["cls.predictions.bias"])
     outputs = {
         "scores": _scores(g, features, table, bias),
-        "logits": _logits(g, features, table, bias, embeddings.shape[1]),
+        "logits": _logits(g, g.op("Gather", features, "next", axis=1), table, bias, embeddings.shape[1]),
         "keys": g.op("Concat", *(g.op("Unsqueeze", k, g.shape(0)) for k in keys), axis=0),
         "values": g.op("Concat", *(g.op("Unsqueeze", v, g.shape(0)) for v in values), axis=0),
     }
@@ -188,6 +188,7 @@ def _model(g: Graph, layers: int, heads: int, size: int) -> onnx.ModelProto:
         tensor("past_values", real, layers, "B", heads, "P", size),
         tensor("select", integer, "B", "K"),
         tensor("tokens", integer, "C"),
+        tensor("next", integer, "M"),
     ]
     outputs = [
         tensor("scores", real, "B", "K", "C"),
