@@ -283,9 +283,9 @@ class Guardian:
         return self._known[max(usable, key=lambda i: logits[1 + i])]
 
     def _limit(self, policy: Policy, category: Category) -> float:
-        if self._threshold is not None:
-            return self._threshold
-        return self._base_threshold(policy) if category.threshold is None else category.threshold
+        if self._threshold is not None or category.threshold is None:
+            return self._base_threshold(policy)
+        return category.threshold
 
     def _base_threshold(self, policy: Policy) -> float:
         if self._threshold is not None:

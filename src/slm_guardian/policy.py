@@ -32,7 +32,6 @@ _Location = tuple[str | int, ...]
 _LISTS = {"group": "groups", "category": "categories"}
 # A number that counts something is no help line: 120개, 988 people.
 _QUANTITY = r"(?!\s*(?:개|명|년|월|일|원|살|세|시간|분|주|회|만|억|가지|%|(?:percent|people|years|days|hours|times)\b))"
-_DIGITS = re.compile(r"\d")
 
 
 class _Inconsistent(ValueError):

@@ -20,7 +20,6 @@ from slm_guardian.train.augment import perturb
 
 MAX_QUERY = 160  # tokens; longer queries are judged in windows, so longer rows would never be seen whole
 MAX_RESPONSE = 96
-IGNORE = -100
 
 
 @dataclass(frozen=True)
