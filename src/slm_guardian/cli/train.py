@@ -94,6 +94,7 @@ def train(
     batch: Annotated[int, typer.Option(help="Rows a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Peak learning rate of the body.")] = 1e-4,
     embedding_lr: Annotated[float, typer.Option(help="Peak learning rate of the embeddings.")] = 3e-4,
+    average: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.999,
     stop: Annotated[int | None, typer.Option(help="End early, at this step of the same schedule.")] = None,
     answers: Annotated[
         Path | None,
@@ -133,6 +134,7 @@ def train(
         stop=stop,
         lr=lr,
         embedding_lr=embedding_lr,
+        average=average,
         seed=seed,
         evaluate_every=max(1, steps // 10),
     )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import (
@@ -23,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from slm_guardian.errors import GuardianError
 from slm_guardian.example import write_json
@@ -36,6 +38,8 @@ class LoopConfig:
     """How a stage is optimised. Learning rates are peaks: linear warm-up, then linear decay to zero.
 
     `stop` ends the stage early, on the way of the same schedule: for a stage that goes on with other data.
+    `average` is the decay of an exponential moving average of the weights, which is what is evaluated and kept
+    (Izmailov et al. 2018, 1803.05407); 0 keeps the last weights.
     """
 
     steps: int
@@ -45,6 +49,7 @@ class LoopConfig:
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip: float = 1.0
+    average: float = 0.0
     seed: int = 0
     evaluate_every: int = 0
     checkpoint_seconds: float = 120.0
@@ -68,9 +73,11 @@ def run(
     torch.manual_seed(config.seed)
     optimizer = _optimizer(model, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
-    start, end = _restore(out, model, optimizer, schedule, config), config.stop or config.steps
+    average = AveragedModel(model, multi_avg_fn=_moving_average(config.average))
+    state = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    start, end = _restore(out, state, config), config.stop or config.steps
     if start >= end:
-        return
+        return _swap(model, average)
     model.train()
     step, saved = start, time.monotonic()
     try:
@@ -78,23 +85,25 @@ def run(
             task = bar.add_task(out.name, total=end, completed=start, info="")
             for step in range(start, end):
                 parts = _update(model, objective, optimizer, schedule, config, step)
+                average.update_parameters(model)
                 last = step + 1 == end
                 if step % 20 == 0 or last:
                     _log(out, {"step": step, **{k: round(v.item(), 5) for k, v in parts.items()}})
                     bar.update(task, info=" ".join(f"{k} {v.item():.3f}" for k, v in parts.items()))
                 bar.update(task, completed=step + 1)
                 if evaluate and config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last):
-                    _log(out, {"step": step, **_evaluated(model, evaluate)})
+                    _log(out, {"step": step, **_evaluated(model, average, evaluate)})
                 if last or time.monotonic() - saved > config.checkpoint_seconds:
-                    _checkpoint(out, model, optimizer, schedule, step + 1, config)
+                    _checkpoint(out, state, step + 1, config)
                     saved = time.monotonic()
     except KeyboardInterrupt:
-        _checkpoint(out, model, optimizer, schedule, step, config)
+        _checkpoint(out, state, step, config)
         raise GuardianError(f"stopped at step {step} of {end}: run the same command to go on") from None
     except OSError as error:
         raise GuardianError(
             f"cannot write to {out} ({error.strerror}): free some space, then run again"
         ) from error
+    _swap(model, average)
     draw_curves(out)
     write_json(out / "done.json", asdict(config))
 
@@ -117,12 +126,32 @@ def _update(
     return parts
 
 
-def _evaluated(model: nn.Module, evaluate: Evaluation) -> dict[str, float]:
+def _evaluated(model: nn.Module, average: AveragedModel, evaluate: Evaluation) -> dict[str, float]:
     model.eval()
-    with torch.no_grad():
-        values = evaluate()
+    _swap(model, average)
+    try:
+        with torch.no_grad():
+            values = evaluate()
+    finally:
+        _swap(model, average)
     model.train()
     return {k: round(v, 5) for k, v in values.items()}
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Update of the moving average; its window grows with the run, so that a short one forgets its start."""
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        n = int(count)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, count)
+
+    return update
+
+
+def _swap(model: nn.Module, average: AveragedModel) -> None:
+    """Exchange the weights of the model and of its average."""
+    for ours, averaged in zip(model.parameters(), average.module.parameters(), strict=True):
+        ours.data, averaged.data = averaged.data, ours.data
 
 
 def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
@@ -142,31 +171,14 @@ def _rate(step: int, config: LoopConfig) -> float:
     return (step + 1) / warm if step < warm else max(0.0, (config.steps - step) / max(1, config.steps - warm))
 
 
-def _checkpoint(
-    out: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    step: int,
-    config: LoopConfig,
-) -> None:
+def _checkpoint(out: Path, state: dict[str, Any], step: int, config: LoopConfig) -> None:
     partial = out / "checkpoint.pt.partial"
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-    }
-    torch.save({**state, "step": step, "rng": torch.get_rng_state(), "config": asdict(config)}, partial)
+    saved = {name: part.state_dict() for name, part in state.items()}
+    torch.save({**saved, "step": step, "rng": torch.get_rng_state(), "config": asdict(config)}, partial)
     os.replace(partial, out / "checkpoint.pt")
 
 
-def _restore(
-    out: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    config: LoopConfig,
-) -> int:
+def _restore(out: Path, state: dict[str, Any], config: LoopConfig) -> int:
     path = out / "checkpoint.pt"
     if not path.exists():
         (out / "metrics.jsonl").unlink(missing_ok=True)
@@ -174,9 +186,8 @@ def _restore(
     saved = torch.load(path, map_location=device(), weights_only=True)
     if _settings(saved["config"]) != _settings(asdict(config)):
         raise GuardianError(f"{path} belongs to other settings: choose another --out or remove it")
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    schedule.load_state_dict(saved["schedule"])
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
     torch.set_rng_state(saved["rng"].cpu())
     _drop_after(out / "metrics.jsonl", saved["step"])
     return int(saved["step"])

@@ -88,11 +88,10 @@ def build(state: dict[str, Array], layers: int, heads: int, epsilon: float) -> o
     hidden = _embed(g, state, table, epsilon)
     keys, values = [], []
     for layer in range(layers):
-        hidden, key, value = _layer(g, state, layer, hidden, heads, epsilon)
+        hidden, key, value = _layer(g, state, layer, hidden, heads, epsilon, last=layer + 1 == layers)
         keys.append(key)
         values.append(value)
-    chosen = g.op("GatherND", hidden, g.op("Unsqueeze", "select", g.shape(2)), batch_dims=1)
-    features = _transform(g, state, chosen, epsilon)
+    features = _transform(g, state, hidden, epsilon)
     bias = g.constant(state["cls.predictions.bias"])
     outputs = {
         "scores": _scores(g, features, table, bias),
@@ -116,8 +115,10 @@ def _embed(g: Graph, state: dict[str, Array], table: tuple[str, str], epsilon: f
 
 
 def _layer(
-    g: Graph, state: dict[str, Array], layer: int, x: str, heads: int, epsilon: float
+    g: Graph, state: dict[str, Array], layer: int, x: str, heads: int, epsilon: float, last: bool
 ) -> tuple[str, str, str]:
+    """One block; the last one gives keys and values of all places but goes on with the selected ones only."""
+
     def part(name: str) -> tuple[Array, Array]:
         prefix = f"bert.encoder.layer.{layer}.{name}."
         return state[prefix + "weight"].T, state[prefix + "bias"]
@@ -134,18 +135,27 @@ def _layer(
     weight[:, : heads * size] /= np.sqrt(size)
     bias[: heads * size] /= np.sqrt(size)
     q, k, v = g.ops("Split", g.linear(x, weight, bias), outputs=3, axis=2, num_outputs=3)
+    mask = "mask"
+    if last:
+        x, q = _selected(g, x), _selected(g, q)
+        mask = g.op("Unsqueeze", _selected(g, g.op("Squeeze", mask, g.shape(1))), g.shape(1))
     q, k, v = (_heads(g, t, heads, size) for t in (q, k, v))
     index = g.constant(np.array(layer, np.int64))
     k = g.op("Concat", g.op("Gather", "past_keys", index, axis=0), k, axis=2)
     v = g.op("Concat", g.op("Gather", "past_values", index, axis=0), v, axis=2)
     scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
-    weights = g.op("Softmax", g.op("Add", scores, "mask"), axis=-1)
+    weights = g.op("Softmax", g.op("Add", scores, mask), axis=-1)
     context = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 2, 1, 3])
     context = g.op("Reshape", context, g.shape(0, 0, heads * size))
     attended = g.linear(context, *part("attention.output.dense"))
     x = norm("attention.output.LayerNorm", g.op("Add", attended, x))
     inner = g.op("Gelu", g.linear(x, *part("intermediate.dense")))
     return norm("output.LayerNorm", g.op("Add", g.linear(inner, *part("output.dense")), x)), k, v
+
+
+def _selected(g: Graph, x: str) -> str:
+    """The selected places of a (B, T, ...) tensor."""
+    return g.op("GatherND", x, g.op("Unsqueeze", "select", g.shape(2)), batch_dims=1)
 
 
 def _heads(g: Graph, x: str, heads: int, size: int) -> str:
