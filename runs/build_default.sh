@@ -46,5 +46,5 @@ guardian train --stage safety --base "$OUT/instruct" --data "$DATA/seed/train.js
 guardian export --model "$OUT/safety" --answers corpus/answers.jsonl --out "$OUT/mini"
 guardian calibrate --model "$OUT/mini" --dev "$DATA/seed/dev.jsonl" \
   --benign "$DATA/public/dev/3i4k*.jsonl" --benign "$DATA/public/dev/chatbot*.jsonl" \
-  --dev-fpr 0.095 --fpr 0.025
+  --dev-fpr 0.095 --fpr 0.029
 runs/evaluate_default.sh "$OUT/mini" "$OUT/evaluation"

@@ -37,7 +37,7 @@ def calibrate(
     dev_fpr: Annotated[
         float, typer.Option(min=0, max=1, help="FPR allowed on the safe rows of --dev.")
     ] = 0.08,
-    fpr: Annotated[float, typer.Option(min=0, max=1, help="FPR allowed on --benign.")] = 0.02,
+    fpr: Annotated[float, typer.Option(min=0, max=1, help="FPR allowed on each --benign file.")] = 0.02,
     policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help="Policy; repeatable.")] = None,
 ) -> None:
     """Fit the temperature, and a threshold per policy for stated false-positive rates.
@@ -46,27 +46,11 @@ def calibrate(
     """
     from slm_guardian.example import read_examples
     from slm_guardian.policy import Policy
-    from slm_guardian.text import language
     from slm_guardian.train.calibrate import calibrate as fit
     from slm_guardian.train.corpora import expand
 
     files = expand(benign or [])
-    safe = [e for path in files for e in read_examples(path)[0] if e.label == "safe"]
-    pools = {lang: ([e for e in safe if language(e.text) == lang], fpr) for lang in ("ko", "en")}
+    pools = [[e for e in read_examples(path)[0] if e.label == "safe"] for path in files]
     policies = [Policy.load(name) for name in policy or ["ko", "en"]]
     rows = [e for e in read_examples(dev)[0] if e.label]
-    typer.echo(json.dumps(fit(model, rows, dev_fpr, pools, [dev, *files], policies), indent=1))
-
-
-def average(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Stages of one run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the averaged model.")],
-) -> None:
-    """Average the weights of several stages of one run: steadier than any of them.
-
-    Example: guardian average runs/out/first runs/out/second -o runs/out/averaged
-    """
-    from slm_guardian.train.export import average as mean
-
-    mean(models, out)
-    typer.echo(f"Averaged {len(models)} models: {out}")
+    typer.echo(json.dumps(fit(model, rows, dev_fpr, pools, fpr, [dev, *files], policies), indent=1))

@@ -96,7 +96,7 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
     return (
         f"## Calibration\n\nTemperature {values['temperature']}, thresholds {thresholds}: the lowest at which the "
         f"FPR is at most {values['dev_fpr']:.1%} on the safe dev rows (n of dev {values['n_dev']:,}) and "
-        f"{max(values['pool_fpr'].values(), default=0):.1%} on a benign pool ({values['n_pool']}). "
+        f"{values['pool_fpr']:.1%} on each benign set ({values['n_pool']:,} queries). "
         f"ECE on dev {values['ece']}."
     )
 

@@ -5,7 +5,7 @@ Thresholds come from benign queries, not from F1: a guard that blocks harmless p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from slm_guardian.evaluate.metrics import ece
 from slm_guardian.example import Example, file_sha256, write_json
 from slm_guardian.guardian import Guardian
 from slm_guardian.policy import Policy
+from slm_guardian.text import language
 from slm_guardian.train.stages import read_manifest
 
 
@@ -33,14 +34,15 @@ def calibrate(
     model: Path,
     dev: Sequence[Example],
     dev_fpr: float,
-    pools: Mapping[str, tuple[Sequence[Example], float]],
+    pools: Sequence[Sequence[Example]],
+    fpr: float,
     files: Sequence[Path],
     policies: Sequence[Policy] = (),
 ) -> dict[str, Any]:
     """Fit temperature and thresholds of a model directory and write them into its guardian.json.
 
-    `dev` holds labelled queries with `lang`; `pools` maps a language to benign queries and the FPR allowed on
-    them. A language's threshold satisfies both `dev_fpr` on its safe dev rows and its pool's FPR.
+    `dev` holds labelled queries with `lang`, each of `pools` benign queries. A language's threshold allows
+    `dev_fpr` on its safe dev rows and `fpr` on its rows of every pool.
     """
     manifest = read_manifest(model)
     manifest.pop("calibration", None)
@@ -55,16 +57,16 @@ def calibrate(
     limits: dict[str, Any] = {}
     for lang, policy in guardian.policies.items():
         safe = harm[np.array([e.lang == lang for e in dev]) & ~labels]
-        pool, fpr = pools.get(lang, ((), 1.0))
-        benign = _sigmoid(_logits(guardian, pool) / temperature)
-        limits[policy.id] = max(_limit(safe, dev_fpr), _limit(benign, fpr))
+        own = ([e for e in pool if language(e.text) == lang] for pool in pools)
+        benign = [_sigmoid(_logits(guardian, pool) / temperature) for pool in own]
+        limits[policy.id] = max(_limit(safe, dev_fpr), *(_limit(scores, fpr) for scores in benign), 0.0)
     calibration = {
         "temperature": round(temperature, 4),
         "thresholds": {name: round(float(value), 4) for name, value in limits.items()},
         "dev_fpr": dev_fpr,
-        "pool_fpr": {lang: fpr for lang, (_, fpr) in pools.items()},
+        "pool_fpr": fpr,
         "n_dev": len(dev),
-        "n_pool": {lang: len(pool) for lang, (pool, _) in pools.items()},
+        "n_pool": sum(map(len, pools)),
         "ece": round(float(ece(labels, harm) or 0.0), 4),
         "files": {path.name: file_sha256(path) for path in files},
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from slm_guardian.errors import GuardianError, ModelError
 from slm_guardian.example import file_sha256, write_json
 from slm_guardian.layout import Layout
-from slm_guardian.train.stages import load_model, read_manifest, save
+from slm_guardian.train.stages import load_model, read_manifest
 from slm_guardian.train.topics import read_topics
 
 FILES = ("model.onnx", "tokenizer.json", "guardian.json")
@@ -59,18 +58,3 @@ def approved_answers(path: Path, layout: Layout) -> dict[str, dict[str, list[lis
         for lang, answer in topic.answers.items():
             approved.setdefault(topic.category, {}).setdefault(lang, []).append(layout.response(answer))
     return approved
-
-
-def average(model_dirs: Sequence[Path], out: Path) -> None:
-    """Average the weights of checkpoints of one run; manifest and tokenizer are the last one's.
-
-    Source: Wortsman et al. 2022, "Model soups". Raises ModelError when the models differ in shape.
-    """
-    models = [load_model(path) for path in model_dirs]
-    states = [model.state_dict() for model in models]
-    if any({k: v.shape for k, v in s.items()} != {k: v.shape for k, v in states[0].items()} for s in states):
-        raise ModelError("the models to average differ in shape: pass stages of one run")
-    mean = {key: sum(state[key] for state in states) / len(states) for key in states[0]}
-    models[-1].load_state_dict(mean)
-    manifest = read_manifest(model_dirs[-1]) | {"average_of": len(models)}
-    save(models[-1], Layout.load(model_dirs[-1]), out, manifest)
