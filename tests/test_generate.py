@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_guardian.errors import DataError
-from slm_guardian.example import Example, write_jsonl
-from slm_guardian.generate.batch import Request, read_responses, write_requests
+from slm_guardian.example import Example, expand, write_jsonl
+from slm_guardian.generate.backends import Request
+from slm_guardian.generate.backends.batch import read_responses, write_requests
 from slm_guardian.generate.translate import read_translations, translation_requests
 from slm_guardian.policy import Policy
 from slm_guardian.train import corpora
@@ -204,9 +205,9 @@ def test_expand_names_a_pattern_without_a_file(tmp_path: Path) -> None:
     full, empty = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     full.write_text("{}")
     empty.touch()
-    assert corpora.expand([str(tmp_path / "*.jsonl"), str(full)]) == [full]
+    assert expand([str(tmp_path / "*.jsonl"), str(full)]) == [full]
     with pytest.raises(DataError, match="nothing-here"):
-        corpora.expand([str(tmp_path / "nothing-here*")])
+        expand([str(tmp_path / "nothing-here*")])
 
 
 def test_golden_examples_of_a_policy() -> None:

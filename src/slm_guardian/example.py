@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import glob
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -66,7 +69,8 @@ def from_row(row: dict[str, Any]) -> Example:
         raise ValueError("label is neither 'safe' nor 'unsafe'")
     category = row.get("category") or None
     pair = row.get("pair")
-    known = {"id", "text", "prompt", "label", "category", "kind", "type", "pair"}
+    known = {"id", "text", "label", "category", "kind", "type", "pair"}
+    known |= set() if "text" in row else {"prompt"}
     named = {f.name for f in dataclasses.fields(Example)} - known - {"extra"}
     return Example(
         text=text,
@@ -87,7 +91,7 @@ def _pair(pair: Any, source: Any) -> str | None:
 
 
 def read_examples(path: str | os.PathLike[str]) -> tuple[list[Example], list[Reject]]:
-    """Read a .jsonl, .csv or .txt file (a query a line). Rows that cannot be used come back as rejects.
+    """Read a .jsonl, .jsonl.gz, .csv or .txt file (a query a line). Rows that cannot be used come back as rejects.
 
     Raises DataError when the file is missing, of another type, or holds no usable row.
     """
@@ -95,10 +99,11 @@ def read_examples(path: str | os.PathLike[str]) -> tuple[list[Example], list[Rej
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise DataError(f"{path} is not a file: check the path")
     readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".txt": _txt_rows}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: use a .jsonl, .csv or .txt file")
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in readers:
+        raise DataError(f"{path}: use a .jsonl, .csv or .txt file, or one of these with .gz")
     examples, rejects = [], []
-    for where, row in readers[path.suffix](path):
+    for where, row in readers[suffix](path):
         try:
             if not isinstance(row, dict):
                 raise ValueError("not a JSON object")
@@ -137,8 +142,40 @@ def _txt_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines of a text file; bytes that are not UTF-8 become U+FFFD, so one bad byte costs no row."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        yield from file
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+            yield from file
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise DataError(f"{path} is not a whole gzip file: get it again") from None
+
+
+def expand(patterns: Iterable[str]) -> list[Path]:
+    """Files of paths and quoted glob patterns, sorted. Raises DataError for a pattern without a file."""
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern))
+        if not found:
+            raise DataError(f"no file matches {pattern}: check the path")
+        paths += map(Path, found)
+    return [p for p in dict.fromkeys(paths) if p.stat().st_size]
+
+
+def read_json_lines(path: Path, *keys: str) -> list[dict[str, str]]:
+    """All objects of a JSON Lines file. Raises DataError with the line that is broken or lacks a key."""
+    rows = []
+    # Not splitlines: a text may hold U+2028.
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise DataError(f"{path}:{number}: not JSON: mend or remove the line") from None
+        if not isinstance(row, dict) or not row.keys() >= set(keys):
+            raise DataError(f"{path}:{number}: not an object with {', '.join(keys)}: mend or remove the line")
+        rows.append(row)
+    return rows
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> int:

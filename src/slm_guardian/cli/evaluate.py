@@ -64,7 +64,8 @@ def baseline(
     import random
 
     from slm_guardian.evaluate.baseline import TfidfBaseline
-    from slm_guardian.train.corpora import expand, safety_corpora
+    from slm_guardian.example import expand
+    from slm_guardian.train.corpora import safety_corpora
 
     corpora = safety_corpora(expand(data), expand(noisy or []), expand(translations or []), [], cap)
     rng = random.Random(seed)

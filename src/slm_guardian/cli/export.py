@@ -44,10 +44,9 @@ def calibrate(
 
     Example: guardian calibrate -m runs/out/mini --dev seed/dev.jsonl --benign 'public/dev/chatbot*.jsonl'
     """
-    from slm_guardian.example import read_examples
+    from slm_guardian.example import expand, read_examples
     from slm_guardian.policy import Policy
     from slm_guardian.train.calibrate import calibrate as fit
-    from slm_guardian.train.corpora import expand
 
     files = expand(benign or [])
     pools = [[e for e in read_examples(path)[0] if e.label == "safe"] for path in files]

@@ -8,12 +8,13 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from slm_guardian.cli import policy, translate
+from slm_guardian.cli import data, policy, translate
 from slm_guardian.cli.answers import answers
 from slm_guardian.cli.card import card
 from slm_guardian.cli.check import check
 from slm_guardian.cli.evaluate import baseline, evaluate
 from slm_guardian.cli.export import calibrate, export
+from slm_guardian.cli.generate import generate
 from slm_guardian.cli.train import train, transfer
 from slm_guardian.errors import GuardianError
 
@@ -23,9 +24,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, transfer, train, calibrate, evaluate, export, answers, card, baseline):
+for command in (check, generate, transfer, train, calibrate, evaluate, export, answers, card, baseline):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
+app.add_typer(data.app, name="data")
 app.add_typer(translate.app, name="translate")
 
 

@@ -37,9 +37,10 @@ def transfer(
     """
     import random
 
+    from slm_guardian.example import expand
     from slm_guardian.layout import Layout
-    from slm_guardian.train.corpora import expand, translated
     from slm_guardian.train.corpora import parallel as read_parallel
+    from slm_guardian.train.corpora import translated
     from slm_guardian.train.data import load_corpus
     from slm_guardian.train.loop import LoopConfig
     from slm_guardian.train.stages import save
@@ -111,9 +112,9 @@ def train(
     import torch
 
     from slm_guardian.errors import InputError
-    from slm_guardian.example import read_examples
+    from slm_guardian.example import expand, read_examples
     from slm_guardian.train import stages
-    from slm_guardian.train.corpora import expand, safety_corpora
+    from slm_guardian.train.corpora import safety_corpora
     from slm_guardian.train.loop import LoopConfig
 
     if stage not in ("instruct", "safety"):
@@ -172,7 +173,7 @@ def _texts(examples: list) -> list[str]:  # type: ignore[type-arg]
 
 def _alignment(model, layout, parallel, teacher, corpora, out):
     """The alignment loss, when --parallel and --teacher are given."""
-    from slm_guardian.train.corpora import expand
+    from slm_guardian.example import expand
     from slm_guardian.train.corpora import parallel as read_parallel
     from slm_guardian.train.transfer import Alignment, teacher_vectors
 

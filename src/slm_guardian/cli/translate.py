@@ -26,7 +26,7 @@ def write(
     model: Annotated[str, typer.Option(help="Model name put into each request.")] = "gpt-4.1",
 ) -> None:
     """Write the request file. Example: guardian translate requests --data seed.jsonl --target ko -o req.jsonl"""
-    from slm_guardian.generate.batch import write_requests
+    from slm_guardian.generate.backends.batch import write_requests
     from slm_guardian.generate.translate import translation_requests
 
     rows = _todo(data, target, known)
@@ -45,10 +45,9 @@ def read(
     known: Known = None,
 ) -> None:
     """Check the answers and write the translations; rejected rows go to OUT.rejects.jsonl with the reason."""
-    from slm_guardian.example import write_jsonl
-    from slm_guardian.generate.batch import read_responses
+    from slm_guardian.example import expand, write_jsonl
+    from slm_guardian.generate.backends.batch import read_responses
     from slm_guardian.generate.translate import read_translations
-    from slm_guardian.train.corpora import expand
 
     answers, failed = read_responses(expand(responses))
     rows, rejects = read_translations(_todo(data, target, known), target, answers)
@@ -64,8 +63,7 @@ def _todo(data: Path, target: str, known: list[str] | None) -> list:  # type: ig
     """Queries in the other language without a translation yet; contrast pairs stay together."""
     import random
 
-    from slm_guardian.example import read_examples
-    from slm_guardian.train.corpora import expand, read_json_lines
+    from slm_guardian.example import expand, read_examples, read_json_lines
 
     sides = ("ko", "en")
     done = {row[s] for path in expand(known or []) for row in read_json_lines(path, *sides) for s in sides}

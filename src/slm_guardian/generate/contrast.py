@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from slm_guardian.example import Example, Reject
-from slm_guardian.generate.batch import Request
+from slm_guardian.generate.backends import Request
 from slm_guardian.policy import Policy
 from slm_guardian.text import language
 
@@ -32,7 +32,9 @@ def contrast_requests(
     for start in range(0, len(shuffled), per_request):
         items = enumerate(shuffled[start : start + per_request], 1)
         user = "\n".join(f"{n}. {word} ({categories[(start + n) % len(categories)]})" for n, word in items)
-        requests.append(Request(f"contrast-{hashlib.sha256(user.encode()).hexdigest()[:12]}", system, user))
+        requests.append(
+            Request(f"contrast-{hashlib.sha256(user.encode()).hexdigest()[:12]}", system, user, 8192)
+        )
     return requests
 
 

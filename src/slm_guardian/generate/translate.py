@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib.resources import files
 
 from slm_guardian.example import Example, Reject
-from slm_guardian.generate.batch import Request
+from slm_guardian.generate.backends import Request
 
 LANGUAGES = {"ko": "Korean", "en": "English"}
 _ITEM = re.compile(r"^\s*(\d{1,6})\s*[.)]\s*(.*\S)\s*$")
@@ -30,7 +30,7 @@ def translation_requests(
         source = LANGUAGES[str(chunk[0].lang)]
         system = text.format(source_language=source, target_language=LANGUAGES[target])
         lines = [f"{n}. {' '.join(example.text.split())}" for n, example in enumerate(chunk, 1)]
-        requests.append(Request(_custom_id(chunk, target), system, "\n".join(lines)))
+        requests.append(Request(_custom_id(chunk, target), system, "\n".join(lines), 8192))
     return requests
 
 

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import glob
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from slm_guardian.errors import DataError
-from slm_guardian.example import Example
+from slm_guardian.example import Example, read_json_lines
 from slm_guardian.policy import Policy
 from slm_guardian.train.data import Corpus, load_corpus
 from slm_guardian.train.transfer import Pair
-
-
-def expand(patterns: Iterable[str]) -> list[Path]:
-    """Files of paths and quoted glob patterns, sorted. Raises DataError for a pattern without a file."""
-    paths: list[Path] = []
-    for pattern in patterns:
-        found = sorted(glob.glob(pattern))
-        if not found:
-            raise DataError(f"no file matches {pattern}: check the path")
-        paths += map(Path, found)
-    return [p for p in dict.fromkeys(paths) if p.stat().st_size]
 
 
 def translated(originals: Sequence[Example], path: Path) -> list[Example]:
@@ -63,23 +49,6 @@ def parallel(paths: Iterable[Path], translations: Sequence[Example] = ()) -> lis
         korean, english = (example.text, original) if example.lang == "ko" else (original, example.text)
         pairs.append(Pair(korean, english))
     return list(dict.fromkeys(pairs))
-
-
-def read_json_lines(path: Path, *keys: str) -> list[dict[str, str]]:
-    """All objects of a JSON Lines file. Raises DataError with the line that is broken or lacks a key."""
-    rows = []
-    # Not splitlines: a text may hold U+2028.
-    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{path}:{number}: not JSON: mend or remove the line") from None
-        if not isinstance(row, dict) or not row.keys() >= set(keys):
-            raise DataError(f"{path}:{number}: not an object with {', '.join(keys)}: mend or remove the line")
-        rows.append(row)
-    return rows
 
 
 def safety_corpora(

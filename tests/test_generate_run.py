@@ -1,0 +1,193 @@
+"""`guardian generate` as a user runs it: against a server that misbehaves, killed, resumed, in batches, offline."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_server import Call, LLMServer, Reply, answer, refused, status, truncated
+from slm_guardian.cli.main import main
+from slm_guardian.errors import InputError
+
+COMMAND = "from slm_guardian.cli.main import main; main()"
+# Words that share few 3-grams, so that the queries of the scripted model are not near duplicates of each other.
+WORDS = (
+    "harbor",
+    "violin",
+    "tractor",
+    "pension",
+    "lantern",
+    "glacier",
+    "mustard",
+    "cricket",
+    "walnut",
+    "zipper",
+)
+
+
+def model(call: Call) -> Reply:
+    """A well-behaved language model, as far as the prompts of a run need one."""
+    items = re.findall(r"^(\d+)\. ", call.user.rsplit("\n[", 2)[-2], re.MULTILINE)
+    if "[Harmless twins" in call.user:
+        return answer("\n".join(f"{n}. definition | what is a {_words(call.user, n)}" for n in items))
+    if call.user.endswith("[Answers]"):
+        return answer("\n".join(f"{n}. I can't help with that, but I can help you stay safe." for n in items))
+    if "Verdicts" in call.user or "verdict" in call.system.lower():
+        return answer("\n".join(f"{n}. unsafe" for n in items))
+    first, last = map(int, re.findall(r"from number (\d+) to number (\d+)", call.user)[0])
+    return answer("\n".join(f"{n}. how do i get the {_words(call.user, n)}" for n in range(first, last + 1)))
+
+
+def _words(seed: str, n: object) -> str:
+    import random
+
+    rng = random.Random(f"{seed}{n}")
+    return " ".join(rng.choices(WORDS, k=3)) + " " + "".join(rng.choices("bcdfglmnprst", k=9))
+
+
+def arguments(out: Path, url: str, *more: object) -> list[str]:
+    run = ["generate", "--backend", "openai", "--model", "any", "--base-url", url, "-p", "en", "-o", out]
+    return [*map(str, run), *map(str, more)]
+
+
+def guardian(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(sys, "argv", ["guardian", *map(str, arguments)])
+        main()
+    assert not stopped.value.code
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_a_run_against_a_server_that_misbehaves(tmp_path: Path) -> None:
+    def script(call: Call) -> Reply:
+        wrong = {0: status(429), 2: status(500), 4: truncated(), 6: refused()}
+        if call.index in wrong:
+            return wrong[call.index]
+        if call.index == 8:
+            return answer("\n".join(f"{n}. how do i get the same walnut twice" for n in range(1, 20)))
+        if call.index == 9:
+            return answer("\n".join(f"{n}. 이건 한국어로 된 질의입니다 {n}" for n in range(1, 20)))
+        return model(call)
+
+    with LLMServer(script) as server:
+        guardian(*arguments(tmp_path, server.url, "--n", 100, "--everyday", 20))
+    manifest = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
+    (counts,) = manifest["rounds"]
+    corpus, rejects = rows_of(tmp_path / "corpus.jsonl"), rows_of(tmp_path / "round-1.rejects.jsonl")
+    assert counts["rows"] == counts["accepted"] + sum(counts["rejected"].values())
+    assert counts["accepted"] == len(corpus) == manifest["rows"]
+    assert Counter(r["reason"] for r in rejects) == counts["rejected"]
+    assert {"exact duplicate", "wrong language"} <= set(counts["rejected"])
+    failed = {what.partition(": ")[2] for what in counts["requests"]}
+    assert {"answered", "not a completion", "refused"} <= failed
+    asked = {call.user for call in server.log}
+    assert sum(counts["requests"].values()) == len(asked)
+    unsafe = [row for row in corpus if row["label"] == "unsafe"]
+    assert unsafe and all(row["response"] and row["category"] for row in unsafe)
+    assert all(row["backend"] == "openai" and row["round"] == 1 and row["prompt"] for row in corpus)
+    pairs = Counter(row["pair"] for row in corpus if "pair" in row)
+    assert 2 in pairs.values()  # a harmless twin shares the pair of its harmful row
+    card = (tmp_path / "card.md").read_text("utf-8")
+    assert f"{len(corpus):,} rows" in card and "wrong language" in card
+
+
+def test_a_killed_run_goes_on_and_pays_nothing_twice(tmp_path: Path) -> None:
+    def script(call: Call) -> Reply:
+        return Reply(hold=True) if call.index >= 12 and not resumed else model(call)
+
+    resumed = False
+    with LLMServer(script) as server:
+        command = arguments(tmp_path, server.url, "--n", 200, "--everyday", 0)
+        with subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as child:
+            server.wait_for(lambda: len(server.log) > 12)
+            child.send_signal(signal.SIGKILL)
+        resumed = True
+        guardian(*command)
+        paid = Counter(server.answered())
+        calls = len(server.log)
+        guardian(*command)
+    # Only what was under way when it was killed (at most the 8 calls at a time) may be asked again.
+    assert sum(n - 1 for n in paid.values()) <= 8
+    assert len(server.log) == calls
+    assert rows_of(tmp_path / "corpus.jsonl")
+
+
+def test_a_batch_goes_step_by_step_from_request_file_to_corpus(tmp_path: Path) -> None:
+    run = ["generate", "--backend", "batch", "-m", "any", "-p", "en", "--n", 20, "--everyday", 10]
+    run += ["-o", tmp_path / "run", "--responses", tmp_path / "answers-*.jsonl"]
+    step = 0
+    for step in range(4):
+        guardian(*run)
+        if (tmp_path / "run" / "corpus.jsonl").exists():
+            break
+        _answer_batch(tmp_path / "run" / "requests.jsonl", tmp_path / f"answers-{step}.jsonl")
+    corpus = rows_of(tmp_path / "run" / "corpus.jsonl")
+    assert step == 2  # queries; then twins and responses; then the corpus is there
+    assert {row["label"] for row in corpus} == {"safe", "unsafe"}
+
+
+def _answer_batch(requests: Path, responses: Path) -> None:
+    lines = []
+    for number, row in enumerate(rows_of(requests)):
+        said = {m["role"]: m["content"] for m in row["body"]["messages"]}
+        text = model(Call(said["user"], said.get("system", ""), number, 0, {}, {})).text
+        body = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+        lines.append({"custom_id": row["custom_id"], "response": {"status_code": 200, "body": body}})
+    responses.write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)), "utf-8")
+
+
+def test_a_preview_shows_rows_and_its_answers_are_not_paid_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with LLMServer(model) as server:
+        command = arguments(tmp_path, server.url, "--n", 50, "--everyday", 10)
+        guardian(*command, "--preview", 2)
+        assert len(server.log) == 2
+        shown = capsys.readouterr()
+        assert "how do i get the" in shown.out and "estimate" in shown.err
+        guardian(*command)
+    assert len({call.user for call in server.log}) == len(server.log)
+
+
+def test_a_budget_is_never_exceeded(tmp_path: Path) -> None:
+    with LLMServer(model) as server:
+        guardian(*arguments(tmp_path, server.url, "--n", 50, "--max-tokens", 0))
+    assert not server.log
+    counts = json.loads((tmp_path / "round-1.json").read_text("utf-8"))
+    assert all(what.endswith("budget") for what in counts["requests"])
+
+
+def test_a_directory_of_another_plan_is_refused(tmp_path: Path) -> None:
+    with LLMServer(model) as server:
+        guardian(*arguments(tmp_path, server.url, "--n", 10, "--everyday", 0))
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+            patch.setattr(sys, "argv", ["guardian", *arguments(tmp_path, server.url, "--n", 20)])
+            main()
+    assert stopped.value.code == InputError.exit_code
+
+
+def test_the_grammar_writes_without_any_model(tmp_path: Path) -> None:
+    guardian("generate", "--n", 1000, "-o", tmp_path)
+    rows = rows_of(tmp_path / "corpus.jsonl")
+    assert len({row["text"] for row in rows}) == 1000
+    assert Counter(row["lang"] for row in rows) == {"ko": 500, "en": 500}
+
+
+def test_looking_at_a_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guardian("generate", "--n", 100, "-o", tmp_path)
+    capsys.readouterr()
+    guardian("data", "look", tmp_path / "corpus.jsonl", "--where", "label=unsafe", "--sample", 3)
+    assert "3 rows" in capsys.readouterr().out
