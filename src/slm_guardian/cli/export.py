@@ -53,3 +53,17 @@ def calibrate(
     policies = [Policy.load(name) for name in policy or ["ko", "en"]]
     rows = [e for e in read_examples(dev)[0] if e.label]
     typer.echo(json.dumps(fit(model, rows, dev_fpr, pools, fpr, [dev, *files], policies), indent=1))
+
+
+def average(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Runs from one base.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the averaged model.")],
+) -> None:
+    """Average the weights of several runs from one base: better than any of them.
+
+    Example: guardian average runs/out/first runs/out/second -o runs/out/averaged
+    """
+    from slm_guardian.train.export import average as mean
+
+    mean(models, out)
+    typer.echo(f"Averaged {len(models)} models: {out}")

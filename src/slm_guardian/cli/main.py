@@ -13,7 +13,7 @@ from slm_guardian.cli.answers import answers
 from slm_guardian.cli.card import card
 from slm_guardian.cli.check import check
 from slm_guardian.cli.evaluate import baseline, evaluate
-from slm_guardian.cli.export import calibrate, export
+from slm_guardian.cli.export import average, calibrate, export
 from slm_guardian.cli.generate import generate
 from slm_guardian.cli.train import train, transfer
 from slm_guardian.errors import GuardianError
@@ -24,7 +24,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, generate, transfer, train, calibrate, evaluate, export, answers, card, baseline):
+for command in (
+    check,
+    generate,
+    transfer,
+    train,
+    average,
+    calibrate,
+    evaluate,
+    export,
+    answers,
+    card,
+    baseline,
+):
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(data.app, name="data")

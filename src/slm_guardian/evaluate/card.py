@@ -48,7 +48,8 @@ def _head(manifest: Mapping[str, Any]) -> str:
 def _data(manifest: Mapping[str, Any]) -> str:
     counts: Counter[tuple[str, str]] = Counter()
     unsafe = 0
-    for corpus in manifest.get("stages", {}).get("safety", {}).get("corpora", []):
+    corpora = {corpus["file"]: corpus for stage in _safety(manifest) for corpus in stage["corpora"]}
+    for corpus in corpora.values():
         unsafe += corpus["unsafe"]
         for source in corpus["sources"]:
             counts[(_family(source["source"]), str(source["licence"] or "CC0"))] += source["rows"]
@@ -59,6 +60,11 @@ def _data(manifest: Mapping[str, Any]) -> str:
         "Public sources are capped in every epoch, at half weight; no text of theirs is in this project."
     )
     return "\n".join(lines)
+
+
+def _safety(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The safety stages: one, or those of all runs that were averaged."""
+    return [stage for name, stage in manifest.get("stages", {}).items() if name.split(":")[0] == "safety"]
 
 
 def _family(source: str | None) -> str:
@@ -78,7 +84,9 @@ def _training(manifest: Mapping[str, Any]) -> str:
     for name, stage in manifest.get("stages", {}).items():
         keys = ("steps", "batch_size", "lr", "embedding_lr", "lam", "seed")
         lines.append(f"| {name} | " + " | ".join(str(stage.get(key, "-")) for key in keys) + " |")
-    rejected = manifest.get("stages", {}).get("safety", {}).get("rejected_responses", {})
+    rejected: Counter[str] = Counter()
+    for stage in _safety(manifest):
+        rejected |= Counter(stage.get("rejected_responses", {}))
     lines += [
         "",
         "Responses never trained on: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from slm_guardian.errors import GuardianError, ModelError
 from slm_guardian.example import file_sha256, write_json
 from slm_guardian.layout import Layout
-from slm_guardian.train.stages import load_model, read_manifest
+from slm_guardian.train.stages import load_model, read_manifest, save
 from slm_guardian.train.topics import read_topics
 
 FILES = ("model.onnx", "tokenizer.json", "guardian.json")
@@ -58,3 +59,28 @@ def approved_answers(path: Path, layout: Layout) -> dict[str, dict[str, list[lis
         for lang, answer in topic.answers.items():
             approved.setdefault(topic.category, {}).setdefault(lang, []).append(layout.response(answer))
     return approved
+
+
+def average(model_dirs: Sequence[Path], out: Path) -> None:
+    """Average the weights of runs from one base; the tokenizer is the last one's, the manifest names all stages.
+
+    Source: Wortsman et al. 2022, 2203.05482, "Model soups". Raises ModelError when the models differ in shape.
+    """
+    models = [load_model(path) for path in model_dirs]
+    states = [model.state_dict() for model in models]
+    if any({k: v.shape for k, v in s.items()} != {k: v.shape for k, v in states[0].items()} for s in states):
+        raise ModelError("the models to average differ in shape: pass runs from one base")
+    mean = {key: sum(state[key] for state in states) / len(states) for key in states[0]}
+    models[-1].load_state_dict(mean)
+    manifest = read_manifest(model_dirs[-1]) | {"average_of": len(models), "stages": _all_stages(model_dirs)}
+    save(models[-1], Layout.load(model_dirs[-1]), out, manifest)
+
+
+def _all_stages(model_dirs: Sequence[Path]) -> dict[str, object]:
+    """The stages of all runs; where runs differ in a stage, the later one's is `NAME:DIRECTORY`."""
+    stages: dict[str, object] = {}
+    for path in model_dirs:
+        own = read_manifest(path).get("stages")
+        for name, values in own.items() if isinstance(own, dict) else ():
+            stages[name if stages.setdefault(name, values) == values else f"{name}:{path.name}"] = values
+    return stages
