@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -171,3 +172,13 @@ def test_write_json(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "deep" / "a.json", object())
     assert json.loads((tmp_path / "deep" / "a.json").read_text("utf-8")) == value
+
+
+def test_a_compressed_file_reads_like_the_plain_one(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"
+    write_jsonl(plain, [{"text": "하나", "label": "safe"}, {"text": "둘\u2028둘", "label": "unsafe"}])
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_examples(packed)[0] == read_examples(plain)[0]
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(DataError, match="not a whole gzip file"):
+        read_examples(packed)

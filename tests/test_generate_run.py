@@ -186,6 +186,15 @@ def test_the_grammar_writes_without_any_model(tmp_path: Path) -> None:
     assert Counter(row["lang"] for row in rows) == {"ko": 500, "en": 500}
 
 
+def test_a_corpus_as_parquet(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    guardian("generate", "--n", 50, "-o", tmp_path, "--format", "parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "corpus.parquet")
+    assert table.num_rows == 50
+    assert {"id", "text", "label", "lang", "rule"} <= set(table.column_names)
+
+
 def test_looking_at_a_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guardian("generate", "--n", 100, "-o", tmp_path)
     capsys.readouterr()

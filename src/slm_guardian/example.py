@@ -162,10 +162,9 @@ def expand(patterns: Iterable[str]) -> list[Path]:
 
 
 def read_json_lines(path: Path, *keys: str) -> list[dict[str, str]]:
-    """All objects of a JSON Lines file. Raises DataError with the line that is broken or lacks a key."""
+    """All objects of a JSON Lines file (.gz, too). Raises DataError with the line that is broken or lacks a key."""
     rows = []
-    # Not splitlines: a text may hold U+2028.
-    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
