@@ -14,9 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm_guardian.errors import DataError
+
+if TYPE_CHECKING:
+    from slm_guardian.policy import Policy
 
 LABELS = ("safe", "unsafe")
 
@@ -174,6 +177,19 @@ def read_json_lines(path: Path, *keys: str) -> list[dict[str, str]]:
         if not isinstance(row, dict) or not row.keys() >= set(keys):
             raise DataError(f"{path}:{number}: not an object with {', '.join(keys)}: mend or remove the line")
         rows.append(row)
+    return rows
+
+
+def policy_examples(policies: Iterable[Policy]) -> list[Example]:
+    """The golden examples of policies: the shortest way from a written clause to the model."""
+    rows = []
+    for policy in policies:
+        source = f"policy/{policy.id}"
+        blank = Example("", lang=policy.language, kind="golden", source=source, licence="Apache-2.0")
+        for category in policy.categories:
+            harmful = dataclasses.replace(blank, label="unsafe", category=category.id)
+            rows += [dataclasses.replace(harmful, text=text) for text in category.harmful]
+            rows += [dataclasses.replace(blank, label="safe", text=text) for text in category.safe]
     return rows
 
 

@@ -66,7 +66,7 @@ def generate(
     guardian generate --backend batch -m gpt-4.1 --responses 'answers/*.jsonl' -o data/run
     """
     from slm_guardian.errors import InputError
-    from slm_guardian.example import expand
+    from slm_guardian.example import expand, policy_examples
     from slm_guardian.generate import session as sessions
     from slm_guardian.generate.pipeline import Plan, Run
     from slm_guardian.generate.runner import Budget, Prices
@@ -88,7 +88,7 @@ def generate(
     ask = partial(
         _ask, _backend(backend, model, base_url, responses, out), out, Budget(max_tokens, max_cost), prices
     )
-    pool = _examples(seeds) or sessions.golden(list(policies.values()))
+    pool = _examples(seeds) or policy_examples(policies.values())
     session = Run(
         plan,
         policies,

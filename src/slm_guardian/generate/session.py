@@ -60,17 +60,6 @@ def preview(session: Run, seeds: Sequence[Example], count: int) -> list[Example]
     return session.read(asked[::step][:count])
 
 
-def golden(policies: Sequence[Policy]) -> list[Example]:
-    """The examples of the policies: the seeds of a run that is given none."""
-    return [
-        Example(text, label, category.id if label == "unsafe" else None, policy.language, "golden")
-        for policy in policies
-        for category in policy.categories
-        for label, texts in (("unsafe", category.harmful), ("safe", category.safe))
-        for text in texts
-    ]
-
-
 def query_filters(langs: Iterable[str], benchmarks: Sequence[Path]) -> dict[str, Filter]:
     """What every query must pass, in order."""
     language = {lang: filters.language_is(lang) for lang in langs}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from slm_guardian.example import Example, read_json_lines
+from slm_guardian.example import Example, policy_examples, read_json_lines
 from slm_guardian.policy import Policy
 from slm_guardian.train.data import Corpus, load_corpus
 from slm_guardian.train.transfer import Pair
@@ -25,19 +25,6 @@ def translated(originals: Sequence[Example], path: Path) -> list[Example]:
             source = f"{original.source}/translated"
             made = replace(original, text=row["text"], lang=row["lang"], source=source, licence="CC0")
             rows.append(replace(made, response=None, extra={"original": original.text}))
-    return rows
-
-
-def policy_examples(policies: Iterable[Policy]) -> list[Example]:
-    """The golden examples of policies: the shortest way from a written clause to the model."""
-    rows = []
-    for policy in policies:
-        source = f"policy/{policy.id}"
-        blank = Example("", lang=policy.language, kind="golden", source=source, licence="Apache-2.0")
-        for category in policy.categories:
-            harmful = replace(blank, label="unsafe", category=category.id)
-            rows += [replace(harmful, text=text) for text in category.harmful]
-            rows += [replace(blank, label="safe", text=text) for text in category.safe]
     return rows
 
 
