@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from torch import nn
 
 from slm_guardian import Guardian, Policy
 from slm_guardian.cli import main as cli
-from slm_guardian.engines import State, load_engine
-from slm_guardian.engines.decoding import greedy, likeliest
+from slm_guardian.engines import load_engine
+from slm_guardian.engines.decoding import greedy
 from slm_guardian.errors import DataError, GuardianError, ModelError
 from slm_guardian.example import Example
+from slm_guardian.train.export import export_onnx
 from slm_guardian.train.loop import LoopConfig, run
 from slm_guardian.train.topics import answer_by_topic, read_topics
 from slm_guardian.train.transfer import Pair, Teacher
@@ -158,28 +158,38 @@ def test_cached_decoding_gives_what_recomputing_gives(chain: Path) -> None:
     assert first[:3] == second[:3]
 
 
-def test_the_likeliest_answer_is_that_of_the_product_of_its_choices(chain: Path) -> None:
-    engine = load_engine(chain / "mini")
-    layout = engine.layout
-    rng = random.Random(0)
-    words = [layout.response(word)[0] for word in ("please", "call", "not", "help", "you")]
-    answers = [[rng.choice(words) for _ in range(rng.randint(1, 4))] for _ in range(40)] + [words, words]
+def test_an_exported_guardian_says_the_answer_of_the_topic_that_fits(chain: Path, tmp_path: Path) -> None:
+    topics = {"drugs": ("mix drugs", "약 섞는 법"), "theft": ("steal a bike", "자전거 훔치는 법")}
+    lines = [
+        {
+            "category": "crime_advice",
+            "topic": name,
+            "ko": f"{ko}은 안 돼요.",
+            "en": f"I can't help with {name}.",
+            "examples": {"en": [en], "ko": [ko]},
+        }
+        for name, (en, ko) in topics.items()
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    export_onnx(chain / "safety", tmp_path / "mini", path)
+    tiny = load(tmp_path / "mini")
+    for name, (en, ko) in topics.items():
+        assert tiny.respond(en, "crime_advice") == f"I can't help with {name}."
+        assert tiny.draft(ko, "crime_advice") == (f"{ko}은 안 돼요.", None)
+    engines = load_engine(chain / "safety"), load_engine(tmp_path / "mini")
+    first, second = (e.meaning(e.layout.judge("steal a bike")) for e in engines)
+    assert np.corrcoef(first, second)[0, 1] > 0.95  # int8 against float
 
-    def probability(start: State, answer: tuple[int, ...]) -> float:
-        state, total = start, 0.0
-        for n, token in enumerate(answer):
-            allowed = sorted({end[n] for end in ends if end[:n] == answer[:n]})
-            logits = {t: state.logits[t] for t in allowed}
-            total += float(logits[token] - np.logaddexp.reduce(list(logits.values())))
-            state = engine.extend(state, token)
-        return total
 
-    ends = {(*answer, layout.end) for answer in answers}
-    for text in ("i want to die", "how do i pick a lock", "죽고 싶어"):
-        prompt = layout.answer_prompt(layout.judge(text), "self_harm_suicide")
-        start = engine.begin(prompt, len(prompt) - 4)
-        best = max(ends, key=lambda end: probability(start, end))
-        assert likeliest(engine, start, answers) == list(best[:-1])
+def test_broken_approved_answers_are_a_model_error(chain: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "mini"
+    export_onnx(chain / "safety", broken, write_topics(tmp_path))
+    whole = (broken / "answers.npz").read_bytes()
+    for part in (whole[:100], b"", b"no archive"):
+        (broken / "answers.npz").write_bytes(part)
+        with pytest.raises(ModelError, match="export the model again"):
+            load(broken)
 
 
 def test_answers_are_streamed_checked_and_in_the_language_of_the_query(chain: Path) -> None:

@@ -130,7 +130,13 @@ def write_topics(directory: Path) -> Path:
     """One topic answer for each category."""
     path = directory / "answers.jsonl"
     lines = [
-        {"category": category, "topic": "all", "ko": ko, "en": en, "examples": [HARMFUL[category][1]]}
+        {
+            "category": category,
+            "topic": "all",
+            "ko": ko,
+            "en": en,
+            "examples": dict(zip(("ko", "en"), ([q] for q in HARMFUL[category][:2]), strict=True)),
+        }
         for category, (ko, en) in TOPICS.items()
     ]
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")

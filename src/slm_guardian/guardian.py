@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any, overload
 import numpy as np
 
 from slm_guardian import answers
+from slm_guardian.approved import Approved
 from slm_guardian.engines import Engine, load_engine
-from slm_guardian.engines.decoding import greedy, likeliest
+from slm_guardian.engines.decoding import greedy
 from slm_guardian.errors import InputError, ModelError, PolicyError
 from slm_guardian.policy import Action, Category, Policy
 from slm_guardian.text import language, views, windows
@@ -69,13 +70,14 @@ class Guardian:
         manifest: Mapping[str, Any],
         name: str,
         threshold: float | None,
+        approved: Approved | None = None,
     ) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"the threshold is {threshold}: give a number from 0 to 1")
         self.engine, self.name = engine, name
         self.policies = {policy.language: policy for policy in policies}
         self._default = policies[0]
-        self._manifest = manifest
+        self._manifest, self._approved = manifest, approved
         self._threshold = threshold
         self._temperature = float(manifest.get("calibration", {}).get("temperature", 1.0))
         self._casing = manifest.get("casing", {})
@@ -104,7 +106,8 @@ class Guardian:
             [policy] if isinstance(policy, Policy) else policy or [Policy.load(n) for n in ("ko", "en")]
         )
         manifest = _manifest(directory)
-        return cls(engine, policies, manifest, manifest.get("name") or directory.name, threshold)
+        name = manifest.get("name") or directory.name
+        return cls(engine, policies, manifest, name, threshold, Approved.load(directory))
 
     @property
     def threshold(self) -> float:
@@ -222,25 +225,27 @@ class Guardian:
         return replace(verdict, response=self.respond(verdict.text, verdict.category))
 
     def _sentences(self, part: list[int], policy: Policy, category: Category) -> Iterator[str]:
-        """The model's answer in slot form, given out whenever a sentence is complete."""
+        """The answer in slot form, sentence by sentence: the approved one that fits, else what the model writes."""
+        if self._approved and self._approved.has(category.id, policy.language):
+            meaning = self.engine.meaning(part)
+            yield from answers.sentences(self._approved.choose(meaning, category.id, policy.language))
+        else:
+            yield from self._written(part, policy, category)
+
+    def _written(self, part: list[int], policy: Policy, category: Category) -> Iterator[str]:
+        """What the model writes, given out whenever a sentence is complete."""
         layout = self.engine.layout
         ids: list[int] = []
         given = 0
-        for token in self._tokens(layout.answer_prompt(part, category.id), policy, category):
+        prompt = layout.answer_prompt(part, category.id)
+        start = self.engine.begin(prompt, len(prompt) - 4)
+        for token in greedy(self.engine, start, self._banned(policy, category), MAX_ANSWER):
             ids.append(token)
             done = answers.sentences(layout.response_text(ids))
             while len(done) > given + 1:  # a sentence is complete once the next one has begun
                 yield done[given]
                 given += 1
         yield from answers.sentences(layout.response_text(ids))[given:]
-
-    def _tokens(self, prompt: list[int], policy: Policy, category: Category) -> Iterable[int]:
-        """One of the approved answers of the category if the model has them, else what it writes."""
-        start = self.engine.begin(prompt, len(prompt) - 4)
-        approved = self._manifest.get("approved", {}).get(category.id, {}).get(policy.language)
-        if approved:
-            return likeliest(self.engine, start, approved)
-        return greedy(self.engine, start, self._banned(policy, category), MAX_ANSWER)
 
     def _final(self, sentence: str, policy: Policy) -> str:
         filled = policy.fill(answers.recase(sentence, self._casing))

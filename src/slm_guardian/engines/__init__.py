@@ -33,6 +33,10 @@ class Engine(Protocol):
         """
         ...
 
+    def meaning(self, sequence: Sequence[int]) -> np.ndarray:
+        """Mean of the last hidden states over the query of a sequence from `Layout.judge`: (hidden,)."""
+        ...
+
     def begin(self, prompt: Sequence[int], prefix: int) -> State:
         """Read a prompt whose first `prefix` tokens see each other."""
         ...

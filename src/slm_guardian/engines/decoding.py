@@ -1,8 +1,7 @@
-"""How an answer is written with an engine: freely, or as the likeliest of a set of approved answers."""
+"""How an answer is written with an engine, token by token."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -25,26 +24,6 @@ def greedy(engine: Engine, state: State, banned: np.ndarray, limit: int) -> Iter
         yield token
         written.append(token)
         state = engine.extend(state, token)
-
-
-def likeliest(engine: Engine, state: State, answers: Sequence[Sequence[int]]) -> list[int]:
-    """The answer that the model finds likeliest among `answers`, each taken as a whole.
-
-    Best-first search over their common prefixes: exact, and the model runs only where answers part, a few times
-    instead of once a token. Its probabilities are those of decoding within `answers`.
-    """
-    ends = {(*answer, engine.layout.end) for answer in answers}
-    heap: list[tuple[float, tuple[int, ...], State]] = [(0.0, (), state)]
-    while True:
-        cost, written, before = heapq.heappop(heap)
-        going_on = [end for end in ends if end[: len(written)] == written]
-        if len(going_on) == 1:
-            return list(going_on[0][:-1])
-        here = engine.extend(before, written[-1]) if written else before
-        tokens = sorted({end[len(written)] for end in going_on})
-        shares = here.logits[tokens] - np.logaddexp.reduce(here.logits[tokens])
-        for token, share in zip(tokens, shares, strict=True):
-            heapq.heappush(heap, (cost - float(share), (*written, token), here))
 
 
 def _without_repeats(banned: np.ndarray, written: Sequence[int]) -> np.ndarray:

@@ -73,6 +73,12 @@ class OnnxEngine:
         with ThreadPoolExecutor(self._threads) as pool:
             return np.stack(list(pool.map(run, sequences)))
 
+    def meaning(self, sequence: Sequence[int]) -> np.ndarray:
+        """Mean of the last hidden states over the query of a sequence from `Layout.judge`: (hidden,)."""
+        prefix = max(1, len(sequence) - 2)
+        feed = self._feed(sequence, prefix) | {"select": np.arange(prefix)[None]}
+        return self.session.run(["states"], feed)[0][0].mean(0)
+
     def begin(self, prompt: Sequence[int], prefix: int) -> OnnxState:
         """Read a prompt whose first `prefix` tokens see each other."""
         return self._next(self._feed(prompt, prefix) | {"next": np.array([1])}, len(prompt))

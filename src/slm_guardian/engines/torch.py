@@ -47,6 +47,18 @@ class TorchEngine:
             result[part] = self._scores([sequences[i] for i in part], tokens)
         return result
 
+    def meaning(self, sequence: Sequence[int]) -> np.ndarray:
+        """Mean of the last hidden states over the query of a sequence from `Layout.judge`: (hidden,)."""
+        import torch
+
+        from slm_guardian.train.data import Row
+        from slm_guardian.train.loss import hidden_states
+
+        prefix = max(1, len(sequence) - 2)
+        with torch.no_grad():
+            hidden = hidden_states(self.model, [Row(list(sequence), prefix)], self.layout.end)
+            return hidden[0, :prefix].mean(0).float().cpu().numpy()
+
     def begin(self, prompt: Sequence[int], prefix: int) -> TorchState:
         """Read a prompt whose first `prefix` tokens see each other."""
         return TorchState(self._next(prompt, prefix), list(prompt), prefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy as np
 from slm_guardian.errors import GuardianError, ModelError
 from slm_guardian.example import file_sha256, write_json
 from slm_guardian.layout import Layout
+from slm_guardian.text import display
 from slm_guardian.train.stages import load_model, read_manifest, save
-from slm_guardian.train.topics import read_topics
+from slm_guardian.train.topics import fit_answers, read_topics
 
 FILES = ("model.onnx", "tokenizer.json", "guardian.json")
 
@@ -20,7 +21,7 @@ FILES = ("model.onnx", "tokenizer.json", "guardian.json")
 def export_onnx(model_dir: Path, out: Path, answers: Path | None = None) -> dict[str, int]:
     """Write the embedded guardian of a trained prefix LM; returns the bytes of each file.
 
-    `answers` is a topic file: the guardian then writes only these answers (it chooses, token by token).
+    `answers` is a topic file: the guardian then says only these answers, the one whose topic fits the query.
 
     Raises ModelError for a causal model, which runs through torch or an inference server instead.
     """
@@ -46,19 +47,19 @@ def export_onnx(model_dir: Path, out: Path, answers: Path | None = None) -> dict
             f"cannot write to {out} ({error.strerror}): free some space, then run again"
         ) from error
     manifest = read_manifest(model_dir) | {"sha256": file_sha256(out / "model.onnx")}
-    if answers:
-        manifest["approved"] = approved_answers(answers, Layout.load(out))
     write_json(out / "guardian.json", manifest)
-    return {name: (out / name).stat().st_size for name in FILES}
+    files = [out / name for name in FILES]
+    if answers:
+        files.append(fit_answers(read_topics(answers), _embedding(out)).save(out))
+    return {file.name: file.stat().st_size for file in files}
 
 
-def approved_answers(path: Path, layout: Layout) -> dict[str, dict[str, list[list[int]]]]:
-    """Token ids of every topic's answer: category -> language -> answers."""
-    approved: dict[str, dict[str, list[list[int]]]] = {}
-    for topic in read_topics(path):
-        for lang, answer in topic.answers.items():
-            approved.setdefault(topic.category, {}).setdefault(lang, []).append(layout.response(answer))
-    return approved
+def _embedding(directory: Path) -> Callable[[str], np.ndarray]:
+    """What the exported guardian makes of a query's meaning."""
+    from slm_guardian.engines import load_engine
+
+    engine = load_engine(directory)
+    return lambda text: engine.meaning(engine.layout.judge(display(text)))
 
 
 def average(model_dirs: Sequence[Path], out: Path) -> None:

@@ -7,7 +7,8 @@ computes every output, wanted or not: detection leaves `next` empty, so that it 
 Inputs   ids, positions (B, T) int64 · mask (B, 1, T, P+T) float, 0 or a large negative number ·
          past_keys, past_values (layers, B, heads, P, size) float · select (B, K) int64, places in T ·
          tokens (C) int64, whose scores are wanted · next (M) int64, which of the K places want logits
-Outputs  scores (B, K, C) · logits (B*M, vocabulary) · keys, values (layers, B, heads, P+T, size)
+Outputs  scores (B, K, C) · logits (B*M, vocabulary) · states (B, K, hidden), the last ones of the K places ·
+         keys, values (layers, B, heads, P+T, size)
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def build(state: dict[str, Array], layers: int, heads: int, epsilon: float) -> o
     outputs = {
         "scores": _scores(g, features, table, bias),
         "logits": _logits(g, g.op("Gather", features, "next", axis=1), table, bias, embeddings.shape[1]),
+        "states": hidden,
         "keys": g.op("Concat", *(g.op("Unsqueeze", k, g.shape(0)) for k in keys), axis=0),
         "values": g.op("Concat", *(g.op("Unsqueeze", v, g.shape(0)) for v in values), axis=0),
     }
@@ -203,6 +205,7 @@ def _model(g: Graph, layers: int, heads: int, size: int) -> onnx.ModelProto:
     outputs = [
         tensor("scores", real, "B", "K", "C"),
         tensor("logits", real, "N", "V"),
+        tensor("states", real, "B", "K", "H"),
         tensor("keys", real, layers, "B", heads, "S", size),
         tensor("values", real, layers, "B", heads, "S", size),
     ]

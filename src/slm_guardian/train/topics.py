@@ -2,17 +2,19 @@
 
 A 22 M model that learned thousands of individual responses wrote broken sentences (measured: answer loss 4.8,
 perplexity 120, after 0.9 epochs). So an LLM writes one good answer per topic of each category, and every harmful
-training query takes the answer of the topic whose example queries are nearest to it.
+training query takes the answer of the topic whose example queries are nearest to it. The embedded guardian says
+one of these answers: which, a linear layer tells that `fit_answers` fits to the examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from slm_guardian.approved import Approved
 from slm_guardian.errors import DataError
 from slm_guardian.example import Example
 from slm_guardian.train.transfer import Pair, Teacher
@@ -22,16 +24,16 @@ NEAR = 0.2  # cosine below which a query belongs to no topic and takes the categ
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic of a category: its answer in each language, and English queries that belong to it."""
+    """A topic of a category: its answer and queries that belong to it, by language."""
 
     category: str
     name: str
     answers: dict[str, str]
-    examples: tuple[str, ...]
+    examples: dict[str, tuple[str, ...]]
 
 
 def read_topics(path: Path) -> list[Topic]:
-    """Read a topic file (JSON Lines: category, topic, ko, en, examples). Raises DataError."""
+    """Read a topic file (JSON Lines: category, topic, ko, en, examples by language). Raises DataError."""
     import json
 
     topics = []
@@ -39,8 +41,9 @@ def read_topics(path: Path) -> list[Topic]:
         try:
             row = json.loads(line)
             answers = {lang: row[lang] for lang in ("ko", "en")}
-            topics.append(Topic(row["category"], row["topic"], answers, tuple(row["examples"])))
-        except (ValueError, KeyError, TypeError):
+            examples = {lang: tuple(texts) for lang, texts in row["examples"].items()}
+            topics.append(Topic(row["category"], row["topic"], answers, examples))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{path}:{number}: a topic needs category, topic, ko, en and examples") from None
     return topics
 
@@ -57,7 +60,7 @@ def answer_by_topic(
     places = [i for i, e in enumerate(examples) if e.label == "unsafe" and e.category in known]
     texts = [_english(examples[i], english) for i in places]
     vectors = teacher.encode([text or "-" for text in texts])
-    queries = [(t, q) for t, topic in enumerate(topics) for q in topic.examples]
+    queries = [(t, q) for t, topic in enumerate(topics) for q in topic.examples["en"]]
     owner = np.array([t for t, _ in queries])
     similar = vectors @ teacher.encode([q for _, q in queries]).T
     result = [replace(e, response=None) if e.category in known else e for e in examples]
@@ -77,3 +80,39 @@ def _nearest(similar: np.ndarray, owner: np.ndarray, topics: Sequence[Topic], ca
     scores = [float(np.sort(similar[owner == t])[-2:].mean()) for t in own]
     best = int(np.argmax(scores))
     return topics[own[best] if scores[best] >= NEAR else own[-1]]
+
+
+def fit_answers(topics: Sequence[Topic], embed: Callable[[str], np.ndarray], decay: float = 0.01) -> Approved:
+    """Fit what chooses among approved answers to the topics' examples in all languages.
+
+    Multinomial logistic regression over `embed(query)` (hidden,), a softmax among the topics of one category, with an
+    L2 penalty `decay` (chosen on corpus/topics.dev.jsonl).
+    """
+    from scipy.optimize import minimize
+
+    categories = [topic.category for topic in topics]
+    queries = [(t, q) for t, topic in enumerate(topics) for texts in topic.examples.values() for q in texts]
+    owner = np.array([t for t, _ in queries])
+    vectors = np.stack([embed(query) for _, query in queries])
+    centre, scale = vectors.mean(0), vectors.std()
+    inputs = np.concatenate([(vectors - centre) / scale, np.ones((len(vectors), 1))], 1)
+    own = np.array([[a == b for b in categories] for a in categories])[owner]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(len(topics), -1)
+        logits = np.where(own, inputs @ weights.T, -1e9)
+        logits -= logits.max(1, keepdims=True)
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        error = np.exp(logs)
+        error[np.arange(len(owner)), owner] -= 1
+        value = -logs[np.arange(len(owner)), owner].mean() + decay / 2 * (flat**2).sum()
+        return float(value), (error.T @ inputs / len(owner) + decay * weights).ravel()
+
+    start = np.zeros(len(topics) * inputs.shape[1])
+    weights = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x.reshape(
+        len(topics), -1
+    )
+    direct = weights[:, :-1] / scale  # the same layer over vectors that are not centred and scaled
+    layer = np.concatenate([direct, (weights[:, -1] - direct @ centre)[:, None]], 1)
+    answers = {lang: [topic.answers[lang] for topic in topics] for lang in ("ko", "en")}
+    return Approved(categories, answers, layer.astype(np.float32))
