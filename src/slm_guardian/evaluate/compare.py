@@ -17,6 +17,7 @@ import numpy as np
 from slm_guardian.errors import InputError
 from slm_guardian.evaluate.cache import machine
 from slm_guardian.evaluate.datasets import Dataset
+from slm_guardian.evaluate.fetch import read_lock
 from slm_guardian.evaluate.judging import Judging, Run
 from slm_guardian.evaluate.metrics import measure
 from slm_guardian.evaluate.perturb import select
@@ -182,7 +183,7 @@ def _origin(dataset: Dataset) -> dict[str, Any]:
         "published": source.published,
         "home": source.home,
         "licence": source.licence,
-        "revision": source.revision,
+        "revision": lock.revision if (lock := read_lock(dataset.path)) else source.revision,
         "as_registered": None if known is None else known == dataset.sha256,
         "note": source.note,
     }
