@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from slm_guardian.errors import GuardianError
 from slm_guardian.evaluate.charts import Curve, charts, series
 from slm_guardian.evaluate.resample import wilson
+from slm_guardian.evaluate.robustness_charts import robustness_charts
 from slm_guardian.evaluate.run import Outcome, was_judged
 from slm_guardian.evaluate.tables import CLASS_METRICS, PUBLISHED, Table, number, short_count
 
@@ -71,6 +72,7 @@ def _section(comparison: Comparison, table: Table, names: Sequence[str], texts: 
         "entry": entry,
         "best": _best(table),
         "charts": charts(curves),
+        "robustness": robustness_charts(entry["robustness"], {curve.name: curve.number for curve in curves}),
         "matrix": _matrix(entry["pairs"], list(outcomes)),
         "kinds": _kinds(entry["systems"]),
         "worst": {name: _worst(outcome) for name, outcome in outcomes.items()} if texts else {},
