@@ -42,6 +42,10 @@ def compare(
     perturb: Annotated[
         list[str] | None, typer.Option(help="Perturbation to measure under, or all. Repeatable.")
     ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(help="Training data to look test rows up in: file or quoted glob. Repeatable."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     cached: Annotated[
         bool, typer.Option("--cached", help="Make the report from remembered answers; load no system.")
@@ -81,7 +85,9 @@ def compare(
         for reason, n in dataset.reject_reasons.items():
             print(f"guardian: {n} rows of {dataset.name} left out: {reason}", file=sys.stderr)
     command = shlex.join(["guardian", *(word for word in sys.argv[1:] if word not in _ONCE)])
-    options = Options(resamples, seed, _prices(price or []), perturb or [], cached, retry_errors, command)
+    options = Options(
+        resamples, seed, _prices(price or []), perturb or [], train or [], cached, retry_errors, command
+    )
     comparison = run(systems, datasets, out, options)
     write(comparison, out, published, not no_text)
     _print(comparison.result, as_json, to_markdown(build(comparison.result, published)), out)

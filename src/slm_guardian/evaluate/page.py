@@ -11,7 +11,7 @@ from slm_guardian.evaluate.charts import Curve, charts, series
 from slm_guardian.evaluate.resample import wilson
 from slm_guardian.evaluate.robustness_charts import robustness_charts
 from slm_guardian.evaluate.run import Outcome, was_judged
-from slm_guardian.evaluate.tables import CLASS_METRICS, PUBLISHED, Table, number, short_count
+from slm_guardian.evaluate.tables import CLASS_METRICS, HEADLINES, PUBLISHED, Table, number, short_count
 
 if TYPE_CHECKING:
     from slm_guardian.evaluate.compare import Comparison
@@ -54,6 +54,7 @@ def render(comparison: Comparison, tables: Sequence[Table], texts: bool = True) 
         sections=[_section(comparison, table, names, texts) for table in tables],
         poster=_POSTER,
         more=_MORE,
+        headlines=HEADLINES,
         published=PUBLISHED,
         texts=texts,
     )
