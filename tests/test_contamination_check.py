@@ -94,7 +94,7 @@ def test_tables_and_page_show_both(dataset: Dataset, tmp_path: Path) -> None:
             assert row[f"clean_{metric}"] == ("" if value is None else str(value))
     assert "2 in training data" in (out / "tables.tex").read_text("utf-8")
     page = (out / "report.html").read_text("utf-8")
-    assert "1 rows stand in the training data, 1 nearly do: 25.0% of the set." in page
+    assert "The same text: 1 rows; nearly the same: 1; together 25.0% of the set." in page
     assert set(result["training"]) <= set(json.loads((out / "manifest.json").read_text("utf-8"))["inputs"])
 
 

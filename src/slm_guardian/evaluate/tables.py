@@ -28,7 +28,13 @@ METRICS = (
     "recall_at_fpr_5",
     "ece",
 )
-HEADLINES = ("weighted_f1", "unsafe_f1", "unsafe_recall", "fpr", "auroc")
+HEADLINES = {
+    "weighted_f1": "weighted F1",
+    "unsafe_f1": "unsafe F1",
+    "unsafe_recall": "unsafe recall",
+    "fpr": "FPR",
+    "auroc": "AUROC",
+}
 PUBLISHED = "as published, other test copy"
 _MARK = "†"
 
@@ -217,7 +223,7 @@ def _markdown_clean(table: Table) -> str:
     if not table.contaminated:
         known = "-" if table.contaminated is None else "0"
         return f"Rows that stand in the training data, or nearly: {known}.\n"
-    lines = [["system", "n", *(f"{name.replace('_', ' ')}, all / without" for name in HEADLINES)]]
+    lines = [["system", "n", *(f"{label}, all / without" for label in HEADLINES.values())]]
     lines.append(["---"] * len(lines[0]))
     for row in table.rows:
         if row.clean:
