@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,14 @@ def tiny_tokenizer(base_directory: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def layout(tiny_tokenizer: Tokenizer) -> Layout:
     return Layout(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: tiny networks are slower on more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

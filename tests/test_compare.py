@@ -311,6 +311,7 @@ def a_table(name: str = "a|b_c&d") -> Table:
     entry |= {"policy": "0.5", "unjudged": 2}
     about = {"name": name, "parameters": 22_000_000}
     data = {"title": "Tiny 100% set", "n": 4, "n_unsafe": 2, "systems": {name: entry}, "published": "xstest"}
+    data |= {"contamination": None}
     (table,) = build({"systems": [about], "data": {"tiny": data}}, published=True)
     return table
 

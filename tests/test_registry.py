@@ -29,6 +29,7 @@ Rows = list[tuple[str, str | None, str | None, str | None]]
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GUARDIAN_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -50,7 +51,9 @@ def test_every_set_of_the_plan_is_there() -> None:
 @pytest.mark.parametrize("name", sorted(known_sets()))
 def test_an_entry_says_where_it_comes_from_and_maps_to_our_policy(name: str) -> None:
     source = known_sets()[name]
-    assert source.licence and source.title and source.languages and source.fetch
+    assert source.licence and source.title and source.languages and source.mapping
+    assert bool(source.fetch) != bool(source.otherwise)
+    assert len(source.fetch) in (0, len(source.names))
     assert source.home.startswith("https://") or name.startswith("inhouse")
     assert set(source.category.map.values() if source.category else []) <= CATEGORIES
 
@@ -65,8 +68,11 @@ def test_a_set_that_is_not_there_is_one_line_that_says_how_to_get_it(name: str, 
     assert any(file in message for file in (*source.parts, *source.files, f"{name}.jsonl"))
 
 
-def test_without_a_data_directory_the_line_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_data_directory_the_line_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("GUARDIAN_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(DataError, match="GUARDIAN_DATA"):
         load_dataset("xstest")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -18,11 +19,11 @@ from slm_guardian.evaluate.robustness import (
     WORST,
     WORST_READABLE,
     compare_forms,
-    draw,
     measure,
     perturbed,
     table,
 )
+from slm_guardian.evaluate.robustness_charts import robustness_charts
 from slm_guardian.evaluate.run import judge_dataset
 from slm_guardian.evaluate.systems import Judged, System, load_system
 from slm_guardian.example import Example
@@ -179,11 +180,37 @@ def test_what_was_not_measured_is_none_in_the_table() -> None:
     assert rows[0]["n"] == 0 and rows[0]["unsafe_f1"] is None and rows[0]["fpr ci95"] is None
 
 
-def test_the_picture_names_every_perturbation_and_system(tmp_path: Path) -> None:
-    results = [measure(s, DATA, ["jamo", "base64"]) for s in (BombSpotter(), load_system("keywords"))]
-    assert draw(results, tmp_path / "robustness.svg")
-    first = (tmp_path / "robustness.svg").read_text("utf-8")
-    ElementTree.fromstring(first)
-    assert all(word in first for word in ("jamo", "base64", WORST, "spotter", "keywords"))
-    draw(results, tmp_path / "again.svg")
-    assert (tmp_path / "again.svg").read_text("utf-8") == first
+def drawn(*systems: System, rows: Sequence[Example] = ROWS) -> dict[str, str]:
+    data = replace(DATA, examples=list(rows))
+    results = {system.name: measure(system, data, ["jamo", "base64"]) for system in systems}
+    return robustness_charts(results, {name: i + 3 for i, name in enumerate(results)})
+
+
+def test_the_picture_shows_every_perturbation_and_system() -> None:
+    pictures = drawn(BombSpotter(), load_system("keywords"))
+    assert list(pictures) == [
+        f"{what} under perturbation" for what in ("Recall of unsafe", "False-positive rate")
+    ]
+    for svg in pictures.values():
+        marks = ElementTree.fromstring(svg).findall("circle")
+        assert {mark.attrib["class"] for mark in marks} == {"s3", "s3 hollow", "s4", "s4 hollow"}
+        told = " ".join(mark.findtext("title") or "" for mark in marks)
+        assert all(f"{name}, {row}:" in told for name in ("spotter", "keywords") for row in ("base64", WORST))
+
+
+def test_a_dot_stands_at_its_value_and_an_interval_around_it() -> None:
+    svg = ElementTree.fromstring(drawn(BombSpotter())["Recall of unsafe under perturbation"])
+    left, *_, right = [float(tick.attrib["x"]) for tick in svg.findall("text[@text-anchor='middle']")]
+    dots = {
+        (dot.findtext("title"), dot.attrib["class"]): float(dot.attrib["cx"]) for dot in svg.findall("circle")
+    }
+    told = "spotter, base64: 0.000, plain 1.000"
+    assert (dots[told, "s3"], dots[told, "s3 hollow"]) == (left, right)
+    for line in svg.findall("polyline"):
+        low, high = (float(point.split(",")[0]) for point in line.attrib["points"].split())
+        assert left <= low < high <= right
+
+
+def test_what_nobody_has_is_not_drawn() -> None:
+    assert list(drawn(BombSpotter(), rows=ROWS[3:4])) == ["False-positive rate under perturbation"]
+    assert robustness_charts({}, {}) == {}

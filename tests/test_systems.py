@@ -22,7 +22,7 @@ from moderation_server import (
     openai_error,
 )
 from slm_guardian.errors import GuardianError, InputError
-from slm_guardian.evaluate.systems import KINDS, Judged, load_system, mended
+from slm_guardian.evaluate.systems import KINDS, Judged, llama_guard, load_system, mended, wildguard
 from slm_guardian.evaluate.systems.chat import chat_prompt
 from slm_guardian.evaluate.systems.generative import Prompt
 from slm_guardian.evaluate.systems.reading import Reading, Step
@@ -175,6 +175,16 @@ def test_labels_that_hold_too_little_of_the_probability_are_no_answer() -> None:
     told = [step("Sorry", Sorry=0.7, safe=0.2, unsafe=0.1)]
     assert SAFE_OR_NOT.probability(told) == pytest.approx(1 / 3)
     assert Reading(("unsafe",), ("safe",), least=0.5).probability(told) is None
+
+
+@pytest.mark.parametrize("reading", [llama_guard.READING, wildguard.READING])
+def test_a_decision_below_a_tenth_of_the_probability_is_none(reading: Reading) -> None:
+    head = [step("Harmful request:")] if reading.anchor else []
+    unsafe, safe = reading.unsafe[0], reading.safe[0]
+    enough = step(unsafe, **{unsafe: 0.06, safe: 0.05, "I": 0.89})
+    little = step(unsafe, **{unsafe: 0.06, safe: 0.03, "I": 0.91})
+    assert reading.probability([*head, enough]) == pytest.approx(6 / 11)
+    assert reading.probability([*head, little]) is None
 
 
 @pytest.mark.parametrize(

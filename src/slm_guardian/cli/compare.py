@@ -11,7 +11,7 @@ import typer
 
 from slm_guardian.errors import InputError
 
-_ONCE = ("--cached", "--retry-errors")
+_ONCE = ("--cached", "--retry-errors", "--fetch")
 
 
 def compare(
@@ -21,8 +21,13 @@ def compare(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", "-d", help="Data set: a name of --list, or a .jsonl/.csv file. Repeatable."),
+        typer.Option(
+            "--data", "-d", help="Data set: a name of guardian sets list, or a .jsonl/.csv file. Repeatable."
+        ),
     ] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Get named sets that are not here from their public homes.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for report and answers.")] = Path(
         "comparison"
     ),
@@ -36,6 +41,10 @@ def compare(
     ] = None,
     perturb: Annotated[
         list[str] | None, typer.Option(help="Perturbation to measure under, or all. Repeatable.")
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(help="Training data to look test rows up in: file or quoted glob. Repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     cached: Annotated[
@@ -69,12 +78,16 @@ def compare(
 
     if not systems:
         raise InputError("name a system, such as guardian or keywords: guardian compare --list shows all")
+    if fetch:
+        _fetch(data or [])
     datasets = load_datasets(data or [])
     for dataset in datasets:
         for reason, n in dataset.reject_reasons.items():
             print(f"guardian: {n} rows of {dataset.name} left out: {reason}", file=sys.stderr)
     command = shlex.join(["guardian", *(word for word in sys.argv[1:] if word not in _ONCE)])
-    options = Options(resamples, seed, _prices(price or []), perturb or [], cached, retry_errors, command)
+    options = Options(
+        resamples, seed, _prices(price or []), perturb or [], train or [], cached, retry_errors, command
+    )
     comparison = run(systems, datasets, out, options)
     write(comparison, out, published, not no_text)
     _print(comparison.result, as_json, to_markdown(build(comparison.result, published)), out)
@@ -101,22 +114,19 @@ def _prices(given: list[str]) -> dict[str, str]:
     return {name: price for name, _, price in pairs}
 
 
-def _list() -> None:
-    """What is known, and which data sets are here."""
-    from rich.console import Console
-    from rich.table import Table
+def _fetch(names: list[str]) -> None:
+    """Get the registered sets among the names; the others are paths, or told to be unknown later."""
+    from slm_guardian.evaluate.fetch import fetch
+    from slm_guardian.evaluate.registry import find_set
 
-    from slm_guardian.evaluate.registry import known_sets
+    for source in filter(None, map(find_set, names)):
+        fetch(source)
+
+
+def _list() -> None:
+    """Every data set and kind of system."""
+    from slm_guardian.cli.sets import show
     from slm_guardian.evaluate.systems import KINDS
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in ("data set", "here", "languages", "licence"):
-        table.add_column(head, no_wrap=True)
-    table.add_column("what")
-    for name, source in known_sets().items():
-        here = "yes" if source.find() else "-"
-        table.add_row(name, here, " ".join(source.languages), source.licence, source.title)
-    console = Console()
-    console.print(table)
-    console.print("\n[bold]Systems[/bold], KIND\\[:TARGET]\\[?key=value&...]:", ", ".join(KINDS))
-    console.print("Data sets are looked for under the directory that GUARDIAN_DATA names.")
+    show()
+    typer.echo(f"\nSystems, KIND[:TARGET][?key=value&...]: {', '.join(KINDS)}")

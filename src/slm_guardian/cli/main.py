@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from slm_guardian.cli import data, policy, translate
+from slm_guardian.cli import data, policy, sets, translate
 from slm_guardian.cli.answers import answers
 from slm_guardian.cli.card import card
 from slm_guardian.cli.check import check
@@ -44,6 +44,7 @@ for command in (
     app.command()(command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(data.app, name="data")
+app.add_typer(sets.app, name="sets")
 app.add_typer(translate.app, name="translate")
 
 

@@ -16,17 +16,18 @@ import numpy as np
 
 from slm_guardian.errors import InputError
 from slm_guardian.evaluate.cache import machine
+from slm_guardian.evaluate.contamination import TrainingData, overlap
 from slm_guardian.evaluate.datasets import Dataset
+from slm_guardian.evaluate.fetch import read_lock
 from slm_guardian.evaluate.judging import Judging, Run
 from slm_guardian.evaluate.metrics import measure
 from slm_guardian.evaluate.perturb import select
 from slm_guardian.evaluate.run import Outcome, measure_outcome
 from slm_guardian.evaluate.significance import Answers, compare_pairs
-from slm_guardian.evaluate.tables import build, flat, to_csv, to_latex, to_markdown
+from slm_guardian.evaluate.tables import HEADLINES, build, flat, to_csv, to_latex, to_markdown
 from slm_guardian.example import file_sha256, write_json
 
 RESAMPLES = 2000
-_MEANS = ("weighted_f1", "unsafe_f1", "unsafe_recall", "fpr", "auroc")
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,15 @@ class Options:
     """How to compare. `prices` are by system: "0.9" US dollars for 1,000 queries, or "1.2/h" of machine time.
 
     `cached` makes the report from remembered answers alone, `retry` asks again where a system failed before,
-    `perturbations` names those to measure robustness under; `command` is what the report says to run.
+    `perturbations` names those to measure robustness under, `train` the files (paths or globs) of training data that
+    test rows are looked up in; `command` is what the report says to run.
     """
 
     resamples: int = RESAMPLES
     seed: int = 0
     prices: Mapping[str, str] = field(default_factory=dict)
     perturbations: Sequence[str] = ()
+    train: Sequence[str] = ()
     cached: bool = False
     retry: bool = False
     command: str = ""
@@ -69,6 +72,7 @@ def compare(
     options = options or Options()
     select(options.perturbations)  # a wrong name is told before hours of judging
     prices = {name: _price(name, price) for name, price in options.prices.items()}
+    training = TrainingData(options.train) if options.train else None
     datasets = [_ordered(dataset) for dataset in datasets]
     judging = Judging(
         out, options.cached, options.retry, options.perturbations, options.seed, options.resamples
@@ -82,13 +86,14 @@ def compare(
         for run in runs
         if dataset.name in run.judged
     }
-    data = {dataset.name: _measured(dataset, runs, outcomes, options) for dataset in datasets}
+    data = {dataset.name: _measured(dataset, runs, outcomes, training, options) for dataset in datasets}
     result = {
         "command": options.command,
         "version": version("slm-guardian"),
         "machine": machine(),
         "resamples": options.resamples,
         "seed": options.seed,
+        "training": training.files if training else {},
         "systems": [_about(run, prices) for run in runs],
         "data": data,
         "overall": _overall(data, runs, outcomes, options) if len(data) > 1 else {},
@@ -114,7 +119,7 @@ def write(comparison: Comparison, out: Path, published: bool = False, texts: boo
         "stage": "compare",
         "command": result["command"],
         "seed": result["seed"],
-        "inputs": {name: entry["sha256"] for name, entry in result["data"].items()},
+        "inputs": {name: entry["sha256"] for name, entry in result["data"].items()} | result["training"],
         "outputs": {name: file_sha256(out / name) for name in ("compare.json", *contents)},
     }
     write_json(out / "manifest.json", manifest)
@@ -142,7 +147,11 @@ def _about(run: Run, prices: Mapping[str, dict[str, float]]) -> dict[str, Any]:
 
 
 def _measured(
-    dataset: Dataset, runs: Sequence[Run], outcomes: Mapping[tuple[str, str], Outcome], options: Options
+    dataset: Dataset,
+    runs: Sequence[Run],
+    outcomes: Mapping[tuple[str, str], Outcome],
+    training: TrainingData | None,
+    options: Options,
 ) -> dict[str, Any]:
     """One data set: where it is from, each system's metrics, every pair of systems."""
     found = {name: outcome for (data, name), outcome in outcomes.items() if data == dataset.name}
@@ -163,6 +172,9 @@ def _measured(
         "clusters": len(labels) - sum(pair is not None for pair in pairs) + len({p for p in pairs if p}),
         "rejects": dataset.reject_reasons,
         "systems": entries,
+        "contamination": overlap(dataset, found, training, options.seed, options.resamples)
+        if training
+        else None,
         "pairs": compare_pairs(labels, answers, pairs, options.seed, options.resamples),
         "robustness": {
             run.name: run.robustness[dataset.name] for run in runs if dataset.name in run.robustness
@@ -182,7 +194,7 @@ def _origin(dataset: Dataset) -> dict[str, Any]:
         "published": source.published,
         "home": source.home,
         "licence": source.licence,
-        "revision": source.revision,
+        "revision": lock.revision if (lock := read_lock(dataset.path)) else source.revision,
         "as_registered": None if known is None else known == dataset.sha256,
         "note": source.note,
     }
@@ -217,7 +229,7 @@ def _overall(
 def _macro(entries: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Mean of each metric over the data sets that have it, and over how many that is."""
     means = {}
-    for name in _MEANS:
+    for name in HEADLINES:
         known = [value for entry in entries if (value := flat(entry)[name]) is not None]
         means[name] = {"mean": sum(known) / len(known) if known else None, "sets": len(known)}
     return means

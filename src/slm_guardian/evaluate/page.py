@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from slm_guardian.errors import GuardianError
 from slm_guardian.evaluate.charts import Curve, charts, series
 from slm_guardian.evaluate.resample import wilson
+from slm_guardian.evaluate.robustness_charts import robustness_charts
 from slm_guardian.evaluate.run import Outcome, was_judged
-from slm_guardian.evaluate.tables import CLASS_METRICS, PUBLISHED, Table, number, short_count
+from slm_guardian.evaluate.tables import CLASS_METRICS, HEADLINES, PUBLISHED, Table, number, short_count
 
 if TYPE_CHECKING:
     from slm_guardian.evaluate.compare import Comparison
@@ -53,6 +54,7 @@ def render(comparison: Comparison, tables: Sequence[Table], texts: bool = True) 
         sections=[_section(comparison, table, names, texts) for table in tables],
         poster=_POSTER,
         more=_MORE,
+        headlines=HEADLINES,
         published=PUBLISHED,
         texts=texts,
     )
@@ -71,6 +73,7 @@ def _section(comparison: Comparison, table: Table, names: Sequence[str], texts: 
         "entry": entry,
         "best": _best(table),
         "charts": charts(curves),
+        "robustness": robustness_charts(entry["robustness"], {curve.name: curve.number for curve in curves}),
         "matrix": _matrix(entry["pairs"], list(outcomes)),
         "kinds": _kinds(entry["systems"]),
         "worst": {name: _worst(outcome) for name, outcome in outcomes.items()} if texts else {},

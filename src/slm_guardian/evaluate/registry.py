@@ -1,7 +1,8 @@
 """The registry of data sets: one small file each in sets/, which says where it comes from and how it is read.
 
-No row of a benchmark is part of this project. A set is read from a file under the directory GUARDIAN_DATA, as its
-authors published it or with this project's columns (`text`, `label`, `category`, `kind`, `pair`).
+No row of a benchmark is part of this project. A set is read from a file under the directory GUARDIAN_DATA or in the
+cache of fetched sets, as its authors published it or with this project's columns (`text`, `label`, `category`, `kind`,
+`pair`).
 """
 
 from __future__ import annotations
@@ -53,6 +54,14 @@ class LabelRule(_Strict):
     any_of: list[str] = []
     votes: list[str] = []
 
+    def __str__(self) -> str:
+        if self.any_of:
+            return f"unsafe: any of {', '.join(self.any_of)}"
+        safe, unsafe = (", ".join(values) or "the rest" for values in (self.safe, self.unsafe))
+        if self.votes:
+            return f"safe: most of {len(self.votes)} labellers say {safe}"
+        return f"{self.column}: {safe} | {unsafe}"
+
     @property
     def columns(self) -> list[str]:
         """The columns that a file must have."""
@@ -93,21 +102,29 @@ class DataSource(_Strict):
     languages: list[str]
     licence: str
     home: str
-    """Where it is published: a URL."""
-    fetch: str
-    """The file to get there."""
+    """Where it is published: a repository of GitHub or a data set of the Hugging Face hub, as a URL."""
+    fetch: _Names = []
+    """Paths of its files there, one for each name that they are saved as; none where it cannot simply be got."""
+    otherwise: str | None = None
+    """What there is to get where `fetch` is empty."""
+    gated: bool = False
+    """Whether its home asks people to accept its terms first."""
     revision: str | None = None
     """Commit of its home that was looked at, None where unknown; reports give the hash of the file that was read."""
     files: list[str] = []
-    """Names of the published file under GUARDIAN_DATA, the first to save it as; NAME.jsonl and .csv are known, too."""
+    """Names that the published file may have here, the first to save it as; NAME.jsonl and .csv are known, too."""
     parts: dict[str, _Label] = {}
     """For a set of several files, in place of `files` and `label`: the label of each file's rows."""
+    columns: list[str] = []
+    """Names of the columns of a tab-separated file without a head."""
     sha256: dict[str, str] = {}
     """Known hashes of files, by name."""
     text: _Names = ["text", "prompt"]
     label: LabelRule | _Label = LabelRule(column="label", safe=["safe"], unsafe=["unsafe"])
     only: dict[str, _Names] = {}
     """Rows that belong to the set: the values that a column may have."""
+    without: dict[str, _Names] = {}
+    """Rows that do not: the values that a column may not have."""
     category: Categories | None = None
     kind: str | None = None
     cluster: str | None = None
@@ -116,13 +133,26 @@ class DataSource(_Strict):
     """Which of the paper's two tables has rows for it."""
     note: str | None = None
 
-    def find(self) -> list[Path] | None:
-        """The files of the set under GUARDIAN_DATA; None when one is missing."""
+    @property
+    def names(self) -> list[str]:
+        """What its files are saved as."""
+        return list(self.parts) or self.files[:1]
+
+    @property
+    def mapping(self) -> str:
+        """How its rows become safe or unsafe, in words."""
         if self.parts:
-            found = [_find(name) for name in self.parts]
+            return " | ".join(f"{label}: {name}" for name, label in self.parts.items())
+        rows = "".join(f"; {name} {', '.join(values)} only" for name, values in self.only.items())
+        rows += "".join(f"; without {name} {', '.join(values)}" for name, values in self.without.items())
+        return (f"all {self.label}" if isinstance(self.label, str) else str(self.label)) + rows
+
+    def find(self) -> list[Path] | None:
+        """The files of the set, under GUARDIAN_DATA or else in the cache; None when one is missing."""
+        if self.parts:
+            found = [_find([name]) for name in self.parts]
             return [path for path in found if path] if all(found) else None
-        names = [*self.files, *(self.name + suffix for suffix in _OWN)]
-        path = next((path for name in names if (path := _find(name))), None)
+        path = _find([*self.files, *(self.name + suffix for suffix in _OWN)])
         return [path] if path else None
 
     def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
@@ -130,7 +160,7 @@ class DataSource(_Strict):
 
         Raises DataError when a column is missing.
         """
-        for number, row in _rows(path):
+        for number, row in _rows(path, self.columns):
             if isinstance(row, dict) and not _own(row):
                 self._check(path, row)
             if isinstance(row, dict) and self._excluded(row):
@@ -158,8 +188,11 @@ class DataSource(_Strict):
         return known.get(_plain(row.get(self.category.column)))
 
     def _excluded(self, row: Mapping[str, Any]) -> bool:
-        return any(
-            name in row and _plain(row[name]) not in map(_plain, values) for name, values in self.only.items()
+        def has(name: str, values: list[str]) -> bool:
+            return _plain(row[name]) in map(_plain, values)
+
+        return any(name in row and not has(name, values) for name, values in self.only.items()) or any(
+            name in row and has(name, values) for name, values in self.without.items()
         )
 
     def _check(self, path: Path, row: Mapping[str, Any]) -> None:
@@ -175,12 +208,14 @@ class DataSource(_Strict):
 
     def missing(self) -> str:
         """One line: how to get it."""
+        fetched = f"run guardian sets fetch {self.name}, or " if self.fetch else ""
+        return f"{self.name} is not here: {fetched}{self.by_hand()}"
+
+    def by_hand(self) -> str:
+        """How to get it without `fetch`."""
         place = os.environ.get(DATA_ENV) or f"a directory that {DATA_ENV} names"
-        names = " and ".join(self.parts or self.files[:1])
-        kept = (
-            f"save it as {names}" if names else f"write {self.name}.jsonl with text and label (safe, unsafe)"
-        )
-        return f"{self.name} is not here: get {self.fetch} from {self.home} ({self.licence}) and {kept} in {place}"
+        what = " and ".join(self.fetch) or self.otherwise
+        return f"get {what} from {self.home} ({self.licence}) and save it as {' and '.join(self.names)} in {place}"
 
 
 def known_sets() -> dict[str, DataSource]:
@@ -204,10 +239,18 @@ def _load(name: str) -> DataSource:
     return DataSource(name=name, **yaml.safe_load(_SETS.joinpath(f"{name}.yaml").read_text("utf-8")))
 
 
-def _find(name: str) -> Path | None:
+def cache_directory() -> Path:
+    """Where fetched sets are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "slm-guardian", "sets")
+
+
+def _find(names: list[str]) -> Path | None:
+    """The first file of these names; what lies under GUARDIAN_DATA comes before what was fetched."""
     home = os.environ.get(DATA_ENV)
-    places = [Path(home, folder, name) for folder in FOLDERS] if home else []
-    return next((place for place in places if place.is_file()), None)
+    places = [Path(home, folder) for folder in FOLDERS] if home else []
+    paths = (place / name for place in [*places, cache_directory()] for name in names)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _own(row: Mapping[str, Any]) -> bool:
@@ -219,14 +262,18 @@ def _plain(value: Any) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    readers = {".tsv": _tsv_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+def _rows(path: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
+    if path.suffix == ".tsv":
+        return _tsv_rows(path, columns)
+    readers = {".json": _json_rows, ".parquet": _parquet_rows}
     return readers.get(path.suffix, read_rows)(path)
 
 
-def _tsv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _tsv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
+    """Rows under the names in the head, or under `columns` where the file has none."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        yield from enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 2)
+        rows = csv.DictReader(file, columns or None, delimiter="\t", quoting=csv.QUOTE_NONE)
+        yield from enumerate(rows, 1 if columns else 2)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -8,7 +8,6 @@ is the robust F1. It stands twice: over all perturbations, and over those that a
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -163,52 +162,3 @@ def _flips(labels: Bools, plain: Bools, changed: Bools) -> dict[str, int]:
         "blocked": int((broken & ~labels).sum()),
         "mended": int((flipped & ~broken).sum()),
     }
-
-
-def draw(results: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> bool:
-    """Recall and FPR of systems on one data set under each perturbation, as one SVG file.
-
-    Hollow marks are the plain form of the same rows. Returns False when matplotlib is not installed.
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    names = [*results[0]["perturbations"], *results[0]["worst"]]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "slm-guardian"}):
-        figure = Figure(figsize=(11, 1.2 + 0.22 * len(names) * (1 + len(results) / 2)), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, metric in zip(panels, ("unsafe_recall", "fpr"), strict=True):
-            for i, result in enumerate(results):
-                _marks(axes, result, metric, names, offset=(i + 1) / (len(results) + 1) - 0.5, colour=f"C{i}")
-            axes.set(
-                xlim=(-0.02, 1.02),
-                xlabel=metric.replace("_", " "),
-                yticks=range(len(names)),
-                yticklabels=names,
-            )
-            axes.grid(axis="x", color="0.9")
-        panels[0].invert_yaxis()
-        figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False
-        )
-        figure.savefig(path, format="svg", metadata={"Date": None})
-    return True
-
-
-def _marks(
-    axes: Any, result: dict[str, Any], metric: str, names: Sequence[str], offset: float, colour: str
-) -> None:
-    """One system's marks: filled with its interval for the changed form, hollow for the plain one."""
-    entries = result["perturbations"] | result["worst"]
-    label: str | None = str(result["system"]).replace("$", r"\$")
-    for place, name in enumerate(names):
-        found = entries[name][metric]
-        if not found or found["changed"]["value"] is None:
-            continue
-        y, (low, high) = place + offset, found["changed"]["ci95"]
-        axes.plot([low, high], [y, y], color=colour, linewidth=1)
-        axes.plot(found["plain"]["value"], y, "o", color=colour, markerfacecolor="none", markersize=5)
-        axes.plot(found["changed"]["value"], y, "o", color=colour, markersize=4, label=label)
-        label = None

@@ -28,6 +28,13 @@ METRICS = (
     "recall_at_fpr_5",
     "ece",
 )
+HEADLINES = {
+    "weighted_f1": "weighted F1",
+    "unsafe_f1": "unsafe F1",
+    "unsafe_recall": "unsafe recall",
+    "fpr": "FPR",
+    "auroc": "AUROC",
+}
 PUBLISHED = "as published, other test copy"
 _MARK = "†"
 
@@ -45,6 +52,8 @@ class Row:
     unjudged: int | None = None
     published: bool = False
     note: str = ""
+    clean: Row | None = None
+    """The same without the rows that stand in training data; None where that was not looked at."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Table:
     n: int
     n_unsafe: int
     rows: list[Row]
+    contaminated: int | None = None
+    """How many rows stand in training data, or nearly; None where none was given."""
 
 
 def build(result: Mapping[str, Any], published: bool = False) -> list[Table]:
@@ -63,9 +74,12 @@ def build(result: Mapping[str, Any], published: bool = False) -> list[Table]:
     about = {row["name"]: row for row in result["systems"]}
     tables = []
     for name, entry in result["data"].items():
-        rows = [_measured(about[system], found) for system, found in entry["systems"].items()]
+        overlap = entry["contamination"]
+        clean = overlap["clean"] if overlap else {}
+        rows = [_measured(about[name], found, clean.get(name)) for name, found in entry["systems"].items()]
         rows += _published(entry["published"]) if published and entry["published"] else []
-        tables.append(Table(name, entry["title"], entry["n"], entry["n_unsafe"], rows))
+        contaminated = overlap["exact"] + overlap["near"] if overlap else None
+        tables.append(Table(name, entry["title"], entry["n"], entry["n_unsafe"], rows, contaminated))
     return tables
 
 
@@ -82,24 +96,42 @@ def to_markdown(tables: Iterable[Table]) -> str:
     parts = []
     for table in tables:
         lines = [head, ["---"] * len(head), *map(_markdown_row, table.rows)]
-        parts.append(f"## {_plain(table.data)}\n\n{_plain(table.title)}: {_count(table)}.\n")
+        count = f"{table.n:,} rows, {table.n_unsafe:,} unsafe"
+        parts.append(f"## {_plain(table.data)}\n\n{_plain(table.title)}: {count}.\n")
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
         parts += [f"{_plain(row.system)} {_MARK}: {row.note}.\n" for row in table.rows if row.note]
+        parts.append(_markdown_clean(table))
     notes = 'In brackets: 95% intervals. "-": not measured. Unjudged rows count as unsafe.'
     return "\n".join([*parts, f"{notes} {_MARK} {PUBLISHED}.", ""])
 
 
 def to_csv(tables: Iterable[Table]) -> str:
-    """One line a data set and system, every metric with the ends of its interval; empty where not measured."""
-    names = [name for metric in METRICS for name in (metric, f"{metric}_low", f"{metric}_high")]
+    """One line a data set and system, every metric with the ends of its interval; empty where not measured.
+
+    Columns that begin with `clean_` are without the rows that stand in training data.
+    """
+    metrics = [*METRICS, *(f"clean_{metric}" for metric in HEADLINES)]
+    names = [name for metric in metrics for name in (metric, f"{metric}_low", f"{metric}_high")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["data", "system", "parameters", "n", "n_unsafe", "unjudged", "threshold", "source", *names]
+        [
+            "data",
+            "system",
+            "parameters",
+            "n",
+            "n_unsafe",
+            "unjudged",
+            "threshold",
+            "source",
+            "contaminated",
+            *names,
+        ]
     )
     for table in tables:
         for row in table.rows:
             numbers = [number for metric in METRICS for number in _with_ends(row, metric)]
+            numbers += [number for metric in HEADLINES for number in _with_ends(row.clean, metric)]
             unsafe = None if row.published else table.n_unsafe
             source = PUBLISHED if row.published else "measured"
             head = [
@@ -111,6 +143,7 @@ def to_csv(tables: Iterable[Table]) -> str:
                 row.unjudged,
                 row.threshold,
                 source,
+                None if row.published else table.contaminated,
             ]
             writer.writerow(["" if cell is None else cell for cell in [*head, *numbers]])
     return text.getvalue()
@@ -126,16 +159,17 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _measured(about: Mapping[str, Any], entry: Mapping[str, Any]) -> Row:
+def _measured(about: Mapping[str, Any], entry: Mapping[str, Any], clean: Mapping[str, Any] | None) -> Row:
     size = about["parameters"]
     return Row(
         system=about["name"],
         parameters="-" if size is None else short_count(size),
         values=flat(entry),
         intervals=entry["ci95"],
-        threshold=entry["policy"],
+        threshold=entry.get("policy", "-"),
         n=entry["n"],
         unjudged=entry["unjudged"],
+        clean=_measured(about, clean, None) if clean else None,
     )
 
 
@@ -184,7 +218,25 @@ def _interval(row: Row, name: str) -> str:
     return f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
 
 
-def _with_ends(row: Row, name: str) -> tuple[float | None, float | None, float | None]:
+def _markdown_clean(table: Table) -> str:
+    """How many rows stand in training data, and the headline metrics with and without them."""
+    if not table.contaminated:
+        known = "-" if table.contaminated is None else "0"
+        return f"Rows that stand in the training data, or nearly: {known}.\n"
+    lines = [["system", "n", *(f"{label}, all / without" for label in HEADLINES.values())]]
+    lines.append(["---"] * len(lines[0]))
+    for row in table.rows:
+        if row.clean:
+            both = [f"{_shown(row, m)} / {_shown(row.clean, m)}{_interval(row.clean, m)}" for m in HEADLINES]
+            lines.append([_plain(row.system), f"{table.n:,} / {row.clean.n:,}", *both])
+    told = f"{table.contaminated:,} of {table.n:,} ({table.contaminated / table.n:.1%})"
+    rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"Rows that stand in the training data, or nearly: {told}. With and without them:\n\n{rows}\n"
+
+
+def _with_ends(row: Row | None, name: str) -> tuple[float | None, float | None, float | None]:
+    if row is None:
+        return None, None, None
     low, high = row.intervals.get(name) or (None, None)
     return row.values.get(name), low, high
 
@@ -193,8 +245,10 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _count(table: Table) -> str:
-    return f"{table.n:,} rows, {table.n_unsafe:,} unsafe"
+def _caption(table: Table) -> str:
+    known = "-" if table.contaminated is None else f"{table.contaminated:,}"
+    count = f"{table.n:,} rows, {table.n_unsafe:,} unsafe, {known} in training data"
+    return rf"{_escaped(table.title)} ({count}). $^\dagger${PUBLISHED}."
 
 
 def _latex(table: Table) -> str:
@@ -204,7 +258,7 @@ def _latex(table: Table) -> str:
     lines = [
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_escaped(table.title)} ({_count(table)}). $^\dagger${PUBLISHED}.}}",
+        rf"\caption{{{_caption(table)}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         rf"Model & {groups} & FPR & AUROC & Unjudged \\",

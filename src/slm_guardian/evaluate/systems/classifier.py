@@ -7,7 +7,7 @@ from typing import Any
 
 from slm_guardian.errors import GuardianError, ModelError
 from slm_guardian.evaluate.systems import Judged, digest
-from slm_guardian.evaluate.systems.local import on_device, revision_of
+from slm_guardian.evaluate.systems.local import hide_loading, on_device, revision_of
 
 
 class ClassifierGuard:
@@ -82,6 +82,7 @@ def _load(target: str, tokenizer: str) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
     except ImportError:
         raise GuardianError("guards run here by torch: pip install 'slm-guardian[train]'") from None
+    hide_loading()
     try:
         network = AutoModelForSequenceClassification.from_pretrained(target, dtype=torch.float32)
         return network, AutoTokenizer.from_pretrained(tokenizer)

@@ -66,7 +66,7 @@ def load(
         name,
         load_runner(target, base_url, batch_size),
         lambda text: prompt(text, version, think),
-        Reading(("Yes",), ("No",), anchor=AFTER_THOUGHTS + "<score>" if scored else None, least=0.1),
+        Reading(("Yes",), ("No",), anchor=AFTER_THOUGHTS + "<score>" if scored else None),
         max_new_tokens=(2048 if think else 48) if scored else 1,
     )
 

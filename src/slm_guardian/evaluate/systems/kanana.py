@@ -10,7 +10,7 @@ from slm_guardian.evaluate.systems.parsing import category_reader
 from slm_guardian.evaluate.systems.reading import Reading
 
 MODEL = "kakaocorp/kanana-safeguard-8b"
-READING = Reading(("<UNSAFE-",), ("<SAFE>",), least=0.1)
+READING = Reading(("<UNSAFE-",), ("<SAFE>",))
 _OURS = {
     "S1": "discrimination_hate",
     "S2": "insult_offensiveness",

@@ -148,6 +148,7 @@ def load_model(target: str) -> tuple[Any, Any]:
         import transformers
     except ImportError:
         raise GuardianError("guards run here by torch: pip install 'slm-guardian[train]'") from None
+    hide_loading()
     try:
         config = transformers.AutoConfig.from_pretrained(target)
         network_class = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0])
@@ -159,6 +160,15 @@ def load_model(target: str) -> tuple[Any, Any]:
             "log in where it is gated, or add ?base_url= of the server that runs it"
         ) from None
     return network, tokenizer
+
+
+def hide_loading() -> None:
+    """No progress bar of transformers' reading of weights; the hub's downloads, which take long, keep theirs."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    enable_progress_bars()
 
 
 def on_device(network: Any) -> Any:

@@ -127,18 +127,18 @@ FORMS: dict[Form, _Form] = {
     "v3": _Form(
         "nvidia/Llama-3.1-Nemotron-Safety-Guard-8B-v3",
         _v3,
-        Reading(("unsafe",), ("safe",), anchor=r'"User Safety"\s*:\s*"', least=0.1),
+        Reading(("unsafe",), ("safe",), anchor=r'"User Safety"\s*:\s*"'),
         r'"Safety Categories"\s*:\s*"([^"]*)"',
     ),
     "reasoning": _Form(
         "nvidia/Nemotron-Content-Safety-Reasoning-4B",
         _reasoning,
-        Reading(("harmful",), ("unharmful",), anchor=AFTER_THOUGHTS + "Prompt harm:", least=0.1),
+        Reading(("harmful",), ("unharmful",), anchor=AFTER_THOUGHTS + "Prompt harm:"),
     ),
     "3.5": _Form(
         "nvidia/Nemotron-3.5-Content-Safety",
         _lines,
-        Reading(("unsafe",), ("safe",), anchor=AFTER_THOUGHTS + "User Safety:", least=0.1),
+        Reading(("unsafe",), ("safe",), anchor=AFTER_THOUGHTS + "User Safety:"),
         r"Safety Categories:[ \t]*(.*)",
     ),
 }

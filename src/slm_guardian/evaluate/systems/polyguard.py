@@ -37,7 +37,7 @@ S12: Sexual Content.
 S13: Elections.
 S14: Code Interpreter Abuse.
 <END UNSAFE CONTENT CATEGORIES>"""
-READING = Reading(("yes",), ("no",), anchor="Harmful request:", least=0.1)
+READING = Reading(("yes",), ("no",), anchor="Harmful request:")
 
 
 def prompt(text: str) -> Prompt:

@@ -17,8 +17,8 @@ from slm_guardian.evaluate.systems.reading import Reading
 MODEL = "Qwen/Qwen3Guard-Gen-8B"
 # Which levels count as unsafe; the report picks the better mode for each benchmark, we name it in the table.
 READINGS = {
-    "strict": Reading(("Unsafe", "Controversial"), ("Safe",), anchor="Safety:", least=0.1),
-    "loose": Reading(("Unsafe",), ("Safe", "Controversial"), anchor="Safety:", least=0.1),
+    "strict": Reading(("Unsafe", "Controversial"), ("Safe",), anchor="Safety:"),
+    "loose": Reading(("Unsafe",), ("Safe", "Controversial"), anchor="Safety:"),
 }
 _OURS = {
     "Violent": "crime_advice",

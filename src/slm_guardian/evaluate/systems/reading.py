@@ -42,7 +42,7 @@ class Reading:
     unsafe: tuple[str, ...]
     safe: tuple[str, ...]
     anchor: str | None = None
-    least: float = 0.0
+    least: float = 0.1
 
     def probability(self, steps: Sequence[Step]) -> float | None:
         """P(harm) at the decision position; None without one, without log-probs or without mass on the labels."""

@@ -21,7 +21,7 @@ CATEGORIES = {
     "Sexual": "sexual_harmful_to_minors",
     "Violence": "Violence",
 }
-READINGS = tuple(Reading((f"{name}: unsafe",), (f"{name}: safe",), least=0.1) for name in CATEGORIES)
+READINGS = tuple(Reading((f"{name}: unsafe",), (f"{name}: safe",)) for name in CATEGORIES)
 
 
 def prompt(text: str) -> Prompt:

@@ -49,7 +49,7 @@ POLICIES = {
     "content targeting another individual (e.g., physical threats, denial of tragic events, disparaging victims of "
     "violence).",
 }
-READING = Reading(("Yes",), ("No",))
+READING = Reading(("Yes",), ("No",), least=0.0)  # its authors compare the two logits, whatever else is likely
 
 
 class ShieldGemma:
