@@ -23,7 +23,7 @@ MAX_ANSWER = 96  # tokens
 MAX_TEXT = 2_000_000  # characters; more is refused, never cut
 _BANNED = np.float32(-1e9)
 _UNREADABLE = "nothing to read: the text is empty, invisible or in another encoding"
-_NO_NUMBER = "the model gave no number: export it again"
+NO_NUMBER = "the model gave no number: export it again"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Verdict:
 
     `harm` is the calibrated P(harm), None when it could not judge (see `error`; the label is then unsafe:
     the guardian fails closed). `action` is what the policy wants done: `pass`, `answer`, `block` or `flag`;
-    `threshold` is the P(harm) from which this text counts as harmful.
+    `threshold` is the P(harm) from which this text counts as harmful. `scores` shares `harm` out among the
+    policy's categories, by the model's odds for each.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Verdict:
     action: Action | str = "pass"
     threshold: float | None = None
     error: str | None = None
+    scores: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that `guardian check --json` prints."""
@@ -105,6 +107,10 @@ class Guardian:
         )
         manifest = _manifest(directory)
         return cls(engine, policies, manifest, manifest.get("name") or directory.name, threshold)
+
+    def with_policies(self, policies: Sequence[Policy], threshold: float | None = None) -> Guardian:
+        """A guardian by other policies that shares this one's model. Raises PolicyError."""
+        return Guardian(self.engine, policies, self._manifest, self.name, threshold)
 
     @property
     def threshold(self) -> float:
@@ -195,8 +201,8 @@ class Guardian:
     def _verdict(self, text: str, logits: np.ndarray | None, force: bool) -> Verdict:
         policy = self.policy_for(text) if isinstance(text, str) else self._default
         known: dict[str, Any] = {"text": text, "policy": policy.id, "model": self.name}
-        if logits is None or not np.isfinite(logits[0]):
-            error = _unjudgeable(text) or (_UNREADABLE if logits is None else _NO_NUMBER)
+        if logits is None or not np.isfinite(logits).all():
+            error = _unjudgeable(text) or (_UNREADABLE if logits is None else NO_NUMBER)
             return Verdict(
                 label="unsafe",
                 harm=None,
@@ -210,11 +216,18 @@ class Guardian:
         harm = 1 / (1 + math.exp(-float(np.clip(logits[0] / self._temperature, -30, 30))))
         category = policy.by_id[self._best(logits, policy)]
         known |= {"harm": round(harm, 6), "response": None, "threshold": self._limit(policy, category)}
+        known["scores"] = self._scores(harm, logits, policy)
         harmful = harm >= known["threshold"] and category.action != "allow"
         if not (harmful or force):
             return Verdict(label="safe", category=None, group=None, **known)
         action = "answer" if force else category.action
         return Verdict(label="unsafe", category=category.id, group=category.group, action=action, **known)
+
+    def _scores(self, harm: float, logits: np.ndarray, policy: Policy) -> dict[str, float]:
+        """P(harm) times the share of each of the policy's categories."""
+        usable = [i for i, name in enumerate(self._known) if name in policy.by_id]
+        odds = np.exp(logits[1:][usable] - logits[1:][usable].max())
+        return {self._known[i]: harm * float(s) for i, s in zip(usable, odds / odds.sum(), strict=True)}
 
     def _answered(self, verdict: Verdict) -> Verdict:
         if verdict.action != "answer" or verdict.category is None:
