@@ -18,6 +18,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    disable_created_metrics,
     generate_latest,
 )
 
@@ -45,6 +46,7 @@ class Metrics:
     """The gateway's counters, gauges and histograms, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a series beside each other one, which no query here needs
         self.registry = CollectorRegistry()
         self._requests = self._counter("requests", "HTTP requests by route and status.", "route", "status")
         self._seconds = self._histogram(
