@@ -165,6 +165,12 @@ class Guardian:
         written = "".join(self._sentences(part, policy, chosen))
         return written, answers.fault(written, text, policy, chosen)
 
+    def limit(self, policy: Policy, category: Category) -> float:
+        """P(harm) from which a query of this category counts as harmful."""
+        if self._threshold is not None or category.threshold is None:
+            return self._base_threshold(policy)
+        return category.threshold
+
     def policy_for(self, text: str) -> Policy:
         """The policy of the language that the text begins in, else the first one."""
         return self.policies.get(language(text[:1000]), self._default)
@@ -215,7 +221,7 @@ class Guardian:
             )
         harm = 1 / (1 + math.exp(-float(np.clip(logits[0] / self._temperature, -30, 30))))
         category = policy.by_id[self._best(logits, policy)]
-        known |= {"harm": round(harm, 6), "response": None, "threshold": self._limit(policy, category)}
+        known |= {"harm": round(harm, 6), "response": None, "threshold": self.limit(policy, category)}
         known["scores"] = self._scores(harm, logits, policy)
         harmful = harm >= known["threshold"] and category.action != "allow"
         if not (harmful or force):
@@ -287,11 +293,6 @@ class Guardian:
     def _best(self, logits: np.ndarray, policy: Policy) -> str:
         usable = [i for i, name in enumerate(self._known) if name in policy.by_id]
         return self._known[max(usable, key=lambda i: logits[1 + i])]
-
-    def _limit(self, policy: Policy, category: Category) -> float:
-        if self._threshold is not None or category.threshold is None:
-            return self._base_threshold(policy)
-        return category.threshold
 
     def _base_threshold(self, policy: Policy) -> float:
         if self._threshold is not None:

@@ -19,7 +19,7 @@ class ServeError(GuardianError):
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.param, self.retry_after = param, retry_after
+        self.message, self.param, self.retry_after = message, param, retry_after
 
     @property
     def headers(self) -> dict[str, str]:
@@ -28,7 +28,7 @@ class ServeError(GuardianError):
 
     def to_dict(self) -> dict[str, Any]:
         """The body of the answer: `{"error": {"message", "type", "param", "code"}}`."""
-        return error_body(str(self), self.type, self.param, self.code)
+        return error_body(self.message, self.type, self.param, self.code)
 
 
 def error_body(message: str, type: str, param: str | None, code: str) -> dict[str, Any]:
@@ -100,3 +100,9 @@ class UpstreamTimeout(ServeError):
     """The upstream took too long."""
 
     status, type, code = 504, "server_error", "upstream_timeout"
+
+
+class Draining(ServeError):
+    """The server is stopping."""
+
+    status, type, code = 503, "server_error", "draining"

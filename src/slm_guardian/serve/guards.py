@@ -74,10 +74,9 @@ class Guards:
         self._stamps = {path: _changed_at(path) for path in _files(settings)}
         self._guards = self._built(settings.policies)
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the sets, `default` among them."""
-        return list(self._guards)
+    def all(self) -> list[Guard]:
+        """All sets, `default` among them."""
+        return list(self._guards.values())
 
     def get(self, name: str | None = None) -> Guard:
         """The set of a name, or the default one. Raises BadRequest for a name that no set has."""

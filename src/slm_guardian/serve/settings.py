@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from slm_guardian.errors import InputError
 
 FailMode = Literal["closed", "open"]
+_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([^}]*))?\}")
 
 
@@ -118,6 +119,10 @@ class Settings(_Strict):
     def _consistent(self) -> Settings:
         if "default" not in self.policies:
             raise ValueError("policies: one of the sets must be called default")
+        if odd := [name for name in self.policies if not _NAME.fullmatch(name)]:
+            raise ValueError(
+                f"policies: {odd[0]}: a name is of letters, digits, dots and dashes"
+            )  # it is in headers
         names = [key.name for key in self.keys]
         if len(names) != len(set(names)):
             raise ValueError("keys: two keys have the same name")
