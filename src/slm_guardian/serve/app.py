@@ -19,12 +19,12 @@ from slm_guardian.errors import GuardianError
 from slm_guardian.serve import tracing
 from slm_guardian.serve.access import Access, Traffic, fault_response
 from slm_guardian.serve.audit import Audit
-from slm_guardian.serve.faults import BadRequest, Broken, ServeError, error_body
+from slm_guardian.serve.faults import BadRequest, Broken, ServeError, TooLarge, error_body
 from slm_guardian.serve.gateway import Gateway
 from slm_guardian.serve.guards import Guards
 from slm_guardian.serve.judge import Judge
 from slm_guardian.serve.metrics import Metrics
-from slm_guardian.serve.routes import guard, info, litellm, moderations
+from slm_guardian.serve.routes import chat, guard, info, litellm, moderations, playground
 from slm_guardian.serve.settings import Settings
 
 _log = logging.getLogger("slm_guardian.serve")
@@ -48,12 +48,9 @@ def create_app(settings: Settings, guards: Guards | None = None) -> FastAPI:
     )
     app.state.settings, app.state.guards = settings, guards
     app.state.metrics, app.state.traffic = Metrics(), Traffic()
-    for module in (moderations, guard, litellm, info):
+    shown = [playground] if settings.playground else []
+    for module in (moderations, guard, chat, litellm, info, *shown):
         app.include_router(module.router)
-    if settings.playground:
-        from slm_guardian.serve.routes import playground
-
-        app.include_router(playground.router)
     app.add_exception_handler(ServeError, _fault)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -98,7 +95,7 @@ async def _opened(app: FastAPI, stack: contextlib.AsyncExitStack) -> Gateway:
     if settings.upstream:
         from slm_guardian.serve.upstream import Upstream
 
-        gateway.upstream = upstream = Upstream(settings)
+        gateway.upstream = upstream = Upstream(settings, metrics)
         stack.push_async_callback(upstream.aclose)
     gateway.judge.start()
     stack.push_async_callback(gateway.judge.stop)
@@ -168,7 +165,8 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = _MESSAGES.get(error.status_code, str(error.detail))
-    body = error_body(message, "invalid_request_error", None, f"http_{error.status_code}")
+    code = TooLarge.code if error.status_code == TooLarge.status else f"http_{error.status_code}"
+    body = error_body(message, "invalid_request_error", None, code)
     return JSONResponse(body, error.status_code, error.headers)
 
 

@@ -50,7 +50,7 @@ class Gateway:
     async def check(
         self, texts: Sequence[str], caller: Caller, *, force: bool = False, target: str = "input"
     ) -> list[Verdict]:
-        """Judge texts for a caller: limited, traced and audited. Raises TooLarge, BadRequest and what `Judge.check` does."""
+        """Judge texts for a caller: limited, traced, audited. Raises TooLarge, BadRequest, and as `Judge.check`."""
         self._admit(texts)
         guard = caller.guard
         with span(

@@ -44,6 +44,14 @@ async def metrics(request: Request) -> Response:
     return Response(body, media_type=kind)
 
 
+@router.get("/v1/models", responses=errors(401, 429, 502, 503, 504))
+async def models(request: Request, here: Annotated[Gateway, Depends(gateway)]) -> dict[str, Any]:
+    """The upstream's models, if there is one, and the guardian."""
+    own = {"id": here.guards.model, "object": "model", "created": 0, "owned_by": "slm-guardian"}
+    others = await here.upstream.models(request) if here.upstream else []
+    return {"object": "list", "data": [*others, own]}
+
+
 @router.get("/v1/policy", responses=errors(401, 429, 503))
 async def policy(here: Annotated[Gateway, Depends(gateway)]) -> dict[str, Any]:
     """The policy sets: their categories, thresholds, actions and versions."""

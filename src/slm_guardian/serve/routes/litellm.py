@@ -11,6 +11,7 @@ from slm_guardian.serve.gateway import Caller, Gateway, caller, gateway, verdict
 from slm_guardian.serve.schemas import JUDGING, GuardrailRequest, GuardrailResponse
 
 router = APIRouter()
+_NOT_JUDGED = "only text can be judged: leave out images"
 
 
 @router.post("/beta/litellm_basic_guardrail_api", response_model=GuardrailResponse, responses=JUDGING)
@@ -24,6 +25,8 @@ async def guardrail(
     answer: dict[str, Any] = {"action": "NONE"}
     if unjudged:
         answer["unjudged"] = unjudged
+    if body.images and here.settings.fail.unjudged == "closed":
+        return JSONResponse(answer | {"action": "BLOCKED", "blocked_reason": _NOT_JUDGED})
     if not body.texts:
         return JSONResponse(answer)
     target = "input" if body.input_type == "request" else "output"
