@@ -73,7 +73,8 @@ def _binaries(home: Path) -> Path:
     found = max(path.parent for path in package.glob("*/bin/initdb"))
     if os.geteuid() != 0:
         return found
-    shutil.copytree(found.parent, home / package.name / found.parent.name, symlinks=True)
+    unused = shutil.ignore_patterns("include", "*.a")
+    shutil.copytree(found.parent, home / package.name / found.parent.name, symlinks=True, ignore=unused)
     shutil.copytree(package.with_name(f"{package.name}.libs"), home / f"{package.name}.libs")
     return home / package.name / found.parent.name / found.name
 

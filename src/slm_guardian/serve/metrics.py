@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -121,6 +122,7 @@ class Metrics:
             return self.registry
         from prometheus_client.multiprocess import MultiProcessCollector
 
+        _forget_the_dead(Path(os.environ[SHARED]))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         return registry
@@ -130,6 +132,18 @@ class Metrics:
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"guardian_{name}", about, labels, registry=self.registry, buckets=buckets)
+
+
+def _forget_the_dead(directory: Path) -> None:
+    """What a worker that is gone counted stays; what it had in its queue does not."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    for path in directory.glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid, str(directory))
 
 
 @contextmanager

@@ -45,6 +45,10 @@ _NAMES = {
     "version": "guardian.policy.version",
     "policy_action": "guardian.policy.action",
 }
+_ALWAYS = {
+    JUDGE: {"operation": "run_guardrail", "component": COMPONENT},
+    UPSTREAM: {"operation": "chat"},
+}
 _ACTIONS = {"pass": "allow", "flag": "audit", "answer": "block", "block": "block"}
 _provider: TracerProvider | None = None
 
@@ -119,6 +123,7 @@ def span(
     `parent` are the headers of a request: a `traceparent` among them is continued. Attributes are given by
     their short names. Of an exception only the type is kept: its message may hold anything.
     """
+    attributes = _ALWAYS.get(name, {}) | attributes
     if _provider is None:
         yield Trace().set(**attributes)
         return
