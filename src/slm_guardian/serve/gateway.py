@@ -65,7 +65,7 @@ class Gateway:
             verdicts = await self.judge.check(texts, guard, force=force)
             trace.verdict(worst(verdicts))
         if self.audit:
-            self._record(self.audit, verdicts, caller)
+            self._record(self.audit, verdicts, caller, target)
         return verdicts
 
     def _admit(self, texts: Sequence[str]) -> None:
@@ -79,7 +79,7 @@ class Gateway:
         if any(_SURROGATE.search(text) for text in texts):
             raise BadRequest("a text holds half a character (a lone surrogate): send valid Unicode")
 
-    def _record(self, audit: Audit, verdicts: Sequence[Verdict], caller: Caller) -> None:
+    def _record(self, audit: Audit, verdicts: Sequence[Verdict], caller: Caller, target: str) -> None:
         from slm_guardian.serve.audit import Entry
 
         for verdict in verdicts:
@@ -94,6 +94,7 @@ class Gateway:
                 harm=verdict.harm,
                 action=verdict.action,
                 text=verdict.text,
+                target=target,
             )
             audit.record(entry)
 

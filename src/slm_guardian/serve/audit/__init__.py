@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One judged text."""
+    """One judged text; `target` says whether it went to the LLM (`input`) or came from it (`output`)."""
 
     route: str
     caller: str
@@ -46,6 +46,7 @@ class Entry:
     harm: float | None
     action: str
     text: str = field(repr=False)
+    target: str = "input"
 
 
 class Audit:

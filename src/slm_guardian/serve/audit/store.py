@@ -22,6 +22,7 @@ MIGRATIONS = (
         id TEXT PRIMARY KEY,
         at TIMESTAMP WITH TIME ZONE NOT NULL,
         route TEXT NOT NULL,
+        target TEXT NOT NULL,
         caller TEXT NOT NULL,
         policy TEXT NOT NULL,
         policy_version TEXT NOT NULL,
@@ -39,7 +40,19 @@ MIGRATIONS = (
 _LOCK = 0x677561726469616E  # any number that is ours: "guardian"
 _POSTGRES = {"connect_timeout": 5, "tcp_user_timeout": 10_000}  # s, ms: a dead network is noticed
 _NAMES = (
-    *("id", "route", "caller", "policy", "policy_version", "model", "label", "category", "harm", "action"),
+    *(
+        "id",
+        "route",
+        "target",
+        "caller",
+        "policy",
+        "policy_version",
+        "model",
+        "label",
+        "category",
+        "harm",
+        "action",
+    ),
     *("query_sha256", "text"),
 )
 _AUDIT = sa.table(
