@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -151,6 +152,7 @@ class Upstream:
 
 
 def _client(settings: UpstreamSettings) -> httpx2.AsyncClient:
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # below it logs addresses, with the client's query
     most = settings.max_connections
     limits = httpx2.Limits(
         max_connections=most, max_keepalive_connections=most, keepalive_expiry=_KEEP_ALIVE_S
