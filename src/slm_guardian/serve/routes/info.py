@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from slm_guardian.policy import Policy
-from slm_guardian.serve.access import Traffic
+from slm_guardian.serve.access import Traffic, key_of
 from slm_guardian.serve.faults import Broken, Draining
 from slm_guardian.serve.gateway import Gateway, gateway
 from slm_guardian.serve.guards import Guard
@@ -53,9 +53,11 @@ async def models(request: Request, here: Annotated[Gateway, Depends(gateway)]) -
 
 
 @router.get("/v1/policy", responses=errors(401, 429, 503))
-async def policy(here: Annotated[Gateway, Depends(gateway)]) -> dict[str, Any]:
-    """The policy sets: their categories, thresholds, actions and versions."""
-    return {"model": here.guards.model, "sets": [_set(guard) for guard in here.guards.all()]}
+async def policy(request: Request, here: Annotated[Gateway, Depends(gateway)]) -> dict[str, Any]:
+    """The policy sets that the caller may use: their categories, thresholds, actions and versions."""
+    key = key_of(request.scope)
+    guards = [here.guards.get(key.policy)] if key and key.policy else here.guards.all()
+    return {"model": here.guards.model, "sets": [_set(guard) for guard in guards]}
 
 
 def _set(guard: Guard) -> dict[str, Any]:
