@@ -68,6 +68,15 @@ def create_app(settings: Settings, guards: Guards | None = None) -> FastAPI:
     return app
 
 
+def preflight(settings: Settings) -> Guards:
+    """The loaded policy sets, after all else that can fail was tried once. Raises InputError with what to do."""
+    tracing.setup(settings)
+    tracing.shutdown()
+    if settings.audit:
+        Audit.open(settings.audit).close()
+    return Guards(settings)
+
+
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open what the process serves with. What cannot be opened leaves a server that says so and refuses all."""
