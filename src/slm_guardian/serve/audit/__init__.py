@@ -175,10 +175,11 @@ class Audit:
 
 
 def _salt(name: str) -> bytes:
-    if value := os.environ.get(name):
-        return value.encode()
-    _log.warning("audit: %s is not set: query hashes will not match across restarts or processes", name)
-    return secrets.token_bytes(32)
+    """The salt of the environment; a random one is put there, for the worker processes to share."""
+    if not os.environ.get(name):
+        _log.warning("audit: %s is not set: query hashes will not match across restarts", name)
+        os.environ[name] = secrets.token_hex(32)
+    return os.environ[name].encode()
 
 
 def _size(row: dict[str, Any]) -> int:
