@@ -39,22 +39,21 @@ MIGRATIONS = (
 )
 _LOCK = 0x677561726469616E  # any number that is ours: "guardian"
 _POSTGRES = {"connect_timeout": 5, "tcp_user_timeout": 10_000}  # s, ms: a dead network is noticed
-_NAMES = (
-    *(
-        "id",
-        "route",
-        "target",
-        "caller",
-        "policy",
-        "policy_version",
-        "model",
-        "label",
-        "category",
-        "harm",
-        "action",
-    ),
-    *("query_sha256", "text"),
-)
+_NAMES = [
+    "id",
+    "route",
+    "target",
+    "caller",
+    "policy",
+    "policy_version",
+    "model",
+    "label",
+    "category",
+    "harm",
+    "action",
+    "query_sha256",
+    "text",
+]
 _AUDIT = sa.table(
     "guardian_audit",
     sa.column("at", sa.DateTime(timezone=True)),
