@@ -113,14 +113,14 @@ def stops(verdict: Verdict) -> bool:
 
 
 def is_follow_up(text: str) -> bool:
-    """Whether a turn names no topic of its own: few words, and at most one in three that does not point back.
+    """Whether a turn names no topic of its own: few words, and at most one among three that does not point back.
 
     >>> is_follow_up("tell me step 2"), is_follow_up("더 자세히 알려줘"), is_follow_up("recommend a good film")
     (True, True, False)
     """
     words = _WORD.findall(text[:_HALF].lower().replace("’", "'"))
     new = sum(not _points_back(word) for word in words)
-    return 0 < len(words) <= _FOLLOW_UP_WORDS and 3 * new <= len(words) and len(text) <= _HALF
+    return 3 * new <= len(words) <= _FOLLOW_UP_WORDS and new <= 1 and bool(words) and len(text) <= _HALF
 
 
 def _topic(before: Sequence[str], last: str) -> list[str]:
@@ -136,7 +136,7 @@ def _points_back(word: str) -> bool:
 
 def _role(message: Any, index: int) -> str:
     role = message.get("role") if isinstance(message, dict) else None
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         known = ", ".join(sorted(_ROLES))
         raise BadRequest(f"the role of a message must be one of {known}", param=f"messages[{index}].role")
     return role

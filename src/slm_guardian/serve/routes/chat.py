@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from slm_guardian.guardian import Verdict
 from slm_guardian.serve.completions import Completion
 from slm_guardian.serve.dialogue import Dialogue, judge, read_dialogue, stops
-from slm_guardian.serve.faults import BadRequest, NotConfigured
+from slm_guardian.serve.faults import BadRequest, NotConfigured, TooLarge, UpstreamDown
 from slm_guardian.serve.gateway import Caller, Gateway, caller, gateway, verdict_headers
 from slm_guardian.serve.hold import Hold, read_whole
 from slm_guardian.serve.relay import Streamed, while_there, whole
@@ -140,7 +140,11 @@ class _Exchange:
         return JSONResponse(completion.whole(text), headers=self._headers())
 
     async def _judge(self, text: str) -> Verdict:
-        return (await self.here.check([text], self.who, target="output"))[0]
+        whole_characters = text.encode("utf-8", "replace").decode()
+        try:
+            return (await self.here.check([whole_characters], self.who, target="output"))[0]
+        except TooLarge:
+            raise UpstreamDown("the answer is too long to be judged: raise limits.characters") from None
 
     def _ending(self, verdict: Verdict, begun: Completion, shown: bool) -> AsyncIterator[bytes]:
         """The guardian's answer in place of the rest of a stream."""
