@@ -99,12 +99,15 @@ class Gateway:
             audit.record(entry)
 
 
-def gateway(request: Request) -> Gateway:
+# Dependencies are `async`, although they wait for nothing: FastAPI would run them in a thread each.
+
+
+async def gateway(request: Request) -> Gateway:
     """The gateway that serves a request."""
     return request.app.state.gateway
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """Who sends a request, and by which policy set: the key's, else the one the header names, else `default`."""
     return choose(request, request.headers.get(POLICY_HEADER))
 
@@ -115,7 +118,7 @@ def choose(request: Request, policy: str | None) -> Caller:
     bound = key.policy if key else None
     if bound and policy not in (None, bound):
         raise Forbidden(f"this key is for the policy set {bound} alone", param="policy")
-    guard = gateway(request).guards.get(bound or policy)
+    guard = request.app.state.gateway.guards.get(bound or policy)
     traced = {n: v for n in ("traceparent", "tracestate") if (v := request.headers.get(n))}
     return Caller(key.name if key else "anonymous", guard, request.url.path, traced)
 
