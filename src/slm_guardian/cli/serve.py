@@ -69,7 +69,7 @@ def _print_key(name: str) -> None:
 
     made = new_key()
     print(f"{made['key']}\n\n# The key is shown this once. In the settings:\nkeys:")
-    print(f"  - name: {json.dumps(name, ensure_ascii=False)}\n    sha256: {made['sha256']}")
+    print(f'  - name: {json.dumps(name, ensure_ascii=False)}\n    sha256: "{made["sha256"]}"')
 
 
 def _serve(settings: Settings, host: str, port: int, workers: int) -> None:

@@ -29,6 +29,7 @@ from slm_guardian.serve.settings import Settings
 
 _log = logging.getLogger("slm_guardian.serve")
 _WATCH_S = 1.0
+_RETRY_S = 3.0
 _MESSAGES = {
     400: "the body is not JSON that can be read",
     404: "nothing is here: see /openapi.json for the routes",
@@ -80,16 +81,36 @@ def preflight(settings: Settings) -> Guards:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open what the process serves with. What cannot be opened leaves a server that says so and refuses all."""
-    traffic: Traffic = app.state.traffic
     async with contextlib.AsyncExitStack() as stack:
-        try:
-            app.state.gateway = await _opened(app, stack)
-            traffic.broken = None
-        except GuardianError as error:
-            traffic.broken = str(error)
-            _log.error("cannot serve: %s", error)
+        if not await _open(app, stack):
+            again = asyncio.create_task(_open_later(app, stack))
+            stack.callback(again.cancel)
         stack.enter_context(_signals(app))
         yield
+
+
+async def _open(app: FastAPI, stack: contextlib.AsyncExitStack) -> bool:
+    """Try to open everything; whether that worked. What did not is said once, and to who asks /readyz."""
+    traffic: Traffic = app.state.traffic
+    try:
+        async with contextlib.AsyncExitStack() as opened:
+            app.state.gateway = await _opened(app, opened)
+            stack.push_async_exit(opened.pop_all())
+    except GuardianError as error:
+        if traffic.broken != str(error):
+            _log.error("cannot serve: %s", error)
+        traffic.broken = str(error)
+        return False
+    traffic.broken = None
+    return True
+
+
+async def _open_later(app: FastAPI, stack: contextlib.AsyncExitStack) -> None:
+    """Try again until it works: a file may be put right."""
+    while True:
+        await asyncio.sleep(_RETRY_S)
+        if await _open(app, stack):
+            return
 
 
 async def _opened(app: FastAPI, stack: contextlib.AsyncExitStack) -> Gateway:
