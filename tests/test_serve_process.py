@@ -84,6 +84,7 @@ def half_a_request(url: str) -> socket.socket:
         "POST /v1/guard HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
     )
     connection.sendall(head.format(len(body)).encode() + body[:-1])
+    httpx2.get(f"{url}/healthz", timeout=DEADLINE_S)  # what came in before this has begun by now
     return connection
 
 
