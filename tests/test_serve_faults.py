@@ -204,7 +204,7 @@ def test_what_gathers_is_judged_together_and_in_turns() -> None:
         assert gate.batches[before:] == [1, 4, 4, 4, 1]
 
 
-def test_a_client_that_hangs_up_is_not_judged_for() -> None:
+def test_a_client_that_hangs_up_while_waiting_harms_nobody() -> None:
     with gated(limits={"batch": 1}) as (server, gate):
         gate.shut()
         before = len(gate.batches)
