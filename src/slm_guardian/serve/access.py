@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +24,7 @@ from slm_guardian.serve.metrics import OTHER, ROUTES, Metrics
 from slm_guardian.serve.settings import KeySettings, Settings
 
 POLICY_HEADER = "X-Guardian-Policy"
+CLIENT_GONE = 499  # nginx' number for a client that hung up; nobody reads it
 _GUARDED = ("/v1/", "/beta/")  # what needs a key, where there are keys
 _REQUEST_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _log = logging.getLogger("slm_guardian.serve.access")
@@ -77,6 +79,8 @@ class Access:
             await self.app(scope, _Counted(receive, scope, self._most), sent)
         except ServeError as fault:
             await fault_response(fault)(scope, receive, sent)
+        except ClientDisconnect:
+            sent.status = CLIENT_GONE
         except Exception as error:
             await self._failed(error, scope, receive, sent)
         finally:

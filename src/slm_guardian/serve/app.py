@@ -195,7 +195,8 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = _MESSAGES.get(error.status_code, str(error.detail))
-    code = TooLarge.code if error.status_code == TooLarge.status else f"http_{error.status_code}"
+    known = {fault.status: fault.code for fault in (BadRequest, TooLarge)}
+    code = known.get(error.status_code, f"http_{error.status_code}")
     body = error_body(message, "invalid_request_error", None, code)
     return JSONResponse(body, error.status_code, error.headers)
 

@@ -29,7 +29,7 @@ JOIN_HARM = 0.9
 _HALF = 160  # characters of each side: together one window of the model
 _FOLLOW_UP_WORDS = 7
 _WORD = re.compile(r"[^\W_][\w']*")
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _ENGLISH = frozenset(
     """
     a about actually after again all alright also an and another answer any anyway are as ask at be because
@@ -136,8 +136,8 @@ def _points_back(word: str) -> bool:
 
 def _role(message: Any, index: int) -> str:
     role = message.get("role") if isinstance(message, dict) else None
-    if not isinstance(role, str) or role not in _ROLES:
-        known = ", ".join(sorted(_ROLES))
+    if not isinstance(role, str) or role not in ROLES:
+        known = ", ".join(sorted(ROLES))
         raise BadRequest(f"the role of a message must be one of {known}", param=f"messages[{index}].role")
     return role
 

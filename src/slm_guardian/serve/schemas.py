@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
 
 from slm_guardian.guardian import Verdict
 from slm_guardian.text import views
+
+_T = TypeVar("_T")
+_Some = Annotated[list[_T], Field(min_length=1)]
 
 
 class _Body(BaseModel):
@@ -26,18 +29,18 @@ class TextPart(_Body):
 class ModerationRequest(_Body):
     """What `client.moderations.create` sends. Parts are one input together, as OpenAI has it."""
 
-    input: str | list[str] | list[TextPart] = Field(description="A text, texts, or the parts of one text.")
+    input: str | _Some[str] | _Some[TextPart] = Field(description="A text, texts, or the parts of one text.")
     model: str | None = None
 
     @field_validator("input", mode="before")
     @classmethod
-    def _texts(cls, value: Any) -> Any:
+    def _given(cls, value: Any) -> Any:
         parts = [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
         if any(part.get("type") != "text" for part in parts):
             raise ValueError("only texts can be judged: leave out images and other parts")
-        if not isinstance(value, str) and not (isinstance(value, list) and value):
-            raise ValueError("give a text, or a list of texts that is not empty")
-        return value
+        if parts and len(parts) == len(value) and all(isinstance(part.get("text"), str) for part in parts):
+            return value
+        return _texts(value)
 
     @property
     def texts(self) -> list[str]:
@@ -51,18 +54,16 @@ class ModerationRequest(_Body):
 class GuardRequest(_Body):
     """The native call."""
 
-    input: str | list[str] = Field(description="A text or texts.")
+    input: str | _Some[str] = Field(description="A text or texts.")
     policy: str | None = Field(default=None, description="A policy set, see /v1/policy.")
-    respond: bool = Field(default=False, description="Write the safeguard answers of harmful texts.")
-    force: bool = Field(default=False, description="Answer every text as if it were harmful.")
-    stream: bool = Field(default=False, description="Server-sent events; for one text.")
+    respond: StrictBool = Field(default=False, description="Write the safeguard answers of harmful texts.")
+    force: StrictBool = Field(default=False, description="Answer every text as if it were harmful.")
+    stream: StrictBool = Field(default=False, description="Server-sent events; for one text.")
 
     @field_validator("input", mode="before")
     @classmethod
     def _given(cls, value: Any) -> Any:
-        if not isinstance(value, str) and not (isinstance(value, list) and value):
-            raise ValueError("give a text, or a list of texts that is not empty")
-        return value
+        return _texts(value)
 
     @property
     def texts(self) -> list[str]:
@@ -180,6 +181,14 @@ def native(verdict: Verdict) -> dict[str, Any]:
     more = {"scores": verdict.scores, "threshold": verdict.threshold, "action": verdict.action}
     seen = views(verdict.text)
     return verdict.to_dict() | more | ({"shadow": seen[1]} if len(seen) > 1 else {})
+
+
+def _texts(value: Any) -> Any:
+    """A text or texts. One sentence for all that is neither: a union's errors name every branch."""
+    texts = value if isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError("give a text, or a list of texts that is not empty")
+    return value
 
 
 _ERRORS = {

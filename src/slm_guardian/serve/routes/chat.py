@@ -1,23 +1,26 @@
 """POST /v1/chat/completions: the proxy. Safe queries go on to the upstream, harmful ones are answered here.
 
 Nothing is sent to the upstream before the verdict. What is sent is the body as it came in, so it must have one
-reading only: a body with a repeated key or in another encoding is refused.
+reading only: a body with a repeated key, in another encoding, compressed or of another type is refused.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from slm_guardian.guardian import Verdict
+from slm_guardian.serve.access import CLIENT_GONE
 from slm_guardian.serve.completions import Completion
-from slm_guardian.serve.dialogue import Dialogue, judge, read_dialogue, stops
+from slm_guardian.serve.dialogue import ROLES, Dialogue, judge, read_dialogue, stops
 from slm_guardian.serve.faults import BadRequest, NotConfigured, TooLarge, UpstreamDown
 from slm_guardian.serve.gateway import Caller, Gateway, caller, gateway, verdict_headers
 from slm_guardian.serve.hold import Hold, read_whole
@@ -28,15 +31,33 @@ from slm_guardian.serve.upstream import Answer, Upstream
 
 router = APIRouter()
 
-_GONE = 499  # nginx' number for a client that hung up; nobody reads it
 _LISTED = 16  # paths in a header
 _SSE = "text/event-stream"
+_JSON = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
+_USER = {"required": ["role"], "properties": {"role": {"const": "user"}}}
+_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"enum": ["text", "input_text"]}, "text": {"type": "string"}},
+    "description": "Other parts, such as images, are refused unless `fail.unjudged` is open.",
+}
+_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}
 _BODY = {
     "type": "object",
     "required": ["messages"],
     "properties": {
         "model": {"type": "string"},
-        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "messages": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["role"],
+                "properties": {"role": {"enum": sorted(ROLES)}},
+                "if": _USER,
+                "then": {"required": ["content"], "properties": {"content": _CONTENT}},
+            },
+            "contains": _USER,
+        },
         "stream": {"type": "boolean"},
     },
 }
@@ -63,6 +84,7 @@ async def chat(
     """Chat with the upstream, as with OpenAI's API; a harmful last user turn is answered by the guardian."""
     if here.upstream is None:
         raise NotConfigured("the gateway has no upstream: start it with --upstream URL")
+    _plain_json(request.headers)
     body = await request.body()
     asked = _read(body)
     said = read_dialogue(asked.get("messages"), here.settings.context_turns)
@@ -71,7 +93,7 @@ async def chat(
     if stops(verdict):
         return await exchange.answered(asked)
     answer = await while_there(exchange.forwarded(here.upstream, request, body), request.receive)
-    return answer or Response(status_code=_GONE)
+    return answer or Response(status_code=CLIENT_GONE)
 
 
 async def _verdict(said: Dialogue, here: Gateway, who: Caller) -> Verdict:
@@ -159,6 +181,14 @@ class _Exchange:
     def _headers(self) -> dict[str, str]:
         listed = {"X-Guardian-Unjudged": ", ".join(self.unjudged[:_LISTED])} if self.unjudged else {}
         return verdict_headers(self.verdict, self.who.guard) | listed
+
+
+def _plain_json(headers: Headers) -> None:
+    """Raises BadRequest where the headers make the upstream read something else than what is judged here."""
+    if not all(map(_JSON.fullmatch, headers.getlist("content-type"))):
+        raise BadRequest("the body is not read as JSON: send it with Content-Type: application/json")
+    if any(coding.lower() != "identity" for coding in headers.getlist("content-encoding")):
+        raise BadRequest("the body is compressed: send it without Content-Encoding")
 
 
 def _read(body: bytes) -> dict[str, Any]:

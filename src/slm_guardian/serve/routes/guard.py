@@ -18,9 +18,11 @@ from slm_guardian.serve.gateway import Caller, Gateway, choose, gateway, verdict
 from slm_guardian.serve.schemas import JUDGING, Guarded, GuardRequest, native
 
 router = APIRouter()
+_SSE = "text/event-stream"
+_GIVES: dict[int | str, dict[str, Any]] = {200: {"content": {_SSE: {}}}}
 
 
-@router.post("/v1/guard", response_model=Guarded, responses=JUDGING)
+@router.post("/v1/guard", response_model=Guarded, responses=_GIVES | JUDGING)
 async def guard(body: GuardRequest, request: Request, here: Annotated[Gateway, Depends(gateway)]) -> Response:
     """Judge texts; with `respond` harmful ones are answered. `stream` sends the events verdict, answer, done."""
     if body.stream and len(body.texts) > 1:
@@ -30,9 +32,7 @@ async def guard(body: GuardRequest, request: Request, here: Annotated[Gateway, D
     headers = verdict_headers(worst(verdicts), who.guard)
     if body.stream:
         events = _events(verdicts[0], body.respond, who, here)
-        return StreamingResponse(
-            events, headers=headers | {"Cache-Control": "no-cache"}, media_type="text/event-stream"
-        )
+        return StreamingResponse(events, headers=headers | {"Cache-Control": "no-cache"}, media_type=_SSE)
     if body.respond:
         verdicts = await asyncio.gather(*(_answered(verdict, who, here) for verdict in verdicts))
     rows = [native(verdict) for verdict in verdicts]
