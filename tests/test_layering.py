@@ -15,6 +15,7 @@ import slm_guardian
 ROOT = Path(slm_guardian.__file__).parent
 BASE = {"text", "policy", "example", "layout", "errors"}
 STAGES = {"generate", "train", "evaluate", "serve"}
+SERVED = BASE | {"engines", "answers", "guardian", "serve"}  # the gateway runs on the base install alone
 # What the modules of each part may import at all; functions of engines/torch.py may also import train.
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "guardian": BASE | {"engines", "answers"},
     "": BASE | {"guardian"},
     **dict.fromkeys(STAGES, BASE | STAGES | {"engines", "answers", "guardian"}),
+    "serve": SERVED,
     "cli": BASE | STAGES | {"engines", "answers", "guardian", "cli"},
 }
 TRAINING = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "onnx", "joblib", "safetensors")

@@ -24,7 +24,7 @@ MAX_ANSWER = 96  # tokens
 MAX_TEXT = 2_000_000  # characters; more is refused, never cut
 _BANNED = np.float32(-1e9)
 _UNREADABLE = "nothing to read: the text is empty, invisible or in another encoding"
-_NO_NUMBER = "the model gave no number: export it again"
+NO_NUMBER = "the model gave no number: export it again"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Verdict:
 
     `harm` is the calibrated P(harm), None when it could not judge (see `error`; the label is then unsafe:
     the guardian fails closed). `action` is what the policy wants done: `pass`, `answer`, `block` or `flag`;
-    `threshold` is the P(harm) from which this text counts as harmful.
+    `threshold` is the P(harm) from which this text counts as harmful. `scores` shares `harm` out among the
+    policy's categories, by the model's odds for each.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Verdict:
     action: Action | str = "pass"
     threshold: float | None = None
     error: str | None = None
+    scores: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that `guardian check --json` prints."""
@@ -109,6 +111,10 @@ class Guardian:
         name = manifest.get("name") or directory.name
         return cls(engine, policies, manifest, name, threshold, Approved.load(directory))
 
+    def with_policies(self, policies: Sequence[Policy], threshold: float | None = None) -> Guardian:
+        """A guardian by other policies that shares this one's model. Raises PolicyError."""
+        return Guardian(self.engine, policies, self._manifest, self.name, threshold)
+
     @property
     def threshold(self) -> float:
         """P(harm) from which the default policy's categories without a threshold of their own are unsafe."""
@@ -162,6 +168,12 @@ class Guardian:
         written = "".join(self._sentences(part, policy, chosen))
         return written, answers.fault(written, text, policy, chosen)
 
+    def limit(self, policy: Policy, category: Category) -> float:
+        """P(harm) from which a query of this category counts as harmful."""
+        if self._threshold is not None or category.threshold is None:
+            return self._base_threshold(policy)
+        return category.threshold
+
     def policy_for(self, text: str) -> Policy:
         """The policy of the language that the text begins in, else the first one."""
         return self.policies.get(language(text[:1000]), self._default)
@@ -198,8 +210,8 @@ class Guardian:
     def _verdict(self, text: str, logits: np.ndarray | None, force: bool) -> Verdict:
         policy = self.policy_for(text) if isinstance(text, str) else self._default
         known: dict[str, Any] = {"text": text, "policy": policy.id, "model": self.name}
-        if logits is None or not np.isfinite(logits[0]):
-            error = _unjudgeable(text) or (_UNREADABLE if logits is None else _NO_NUMBER)
+        if logits is None or not np.isfinite(logits).all():
+            error = _unjudgeable(text) or (_UNREADABLE if logits is None else NO_NUMBER)
             return Verdict(
                 label="unsafe",
                 harm=None,
@@ -212,12 +224,19 @@ class Guardian:
             )
         harm = 1 / (1 + math.exp(-float(np.clip(logits[0] / self._temperature, -30, 30))))
         category = policy.by_id[self._best(logits, policy)]
-        known |= {"harm": round(harm, 6), "response": None, "threshold": self._limit(policy, category)}
+        known |= {"harm": round(harm, 6), "response": None, "threshold": self.limit(policy, category)}
+        known["scores"] = self._scores(harm, logits, policy)
         harmful = harm >= known["threshold"] and category.action != "allow"
         if not (harmful or force):
             return Verdict(label="safe", category=None, group=None, **known)
         action = "answer" if force else category.action
         return Verdict(label="unsafe", category=category.id, group=category.group, action=action, **known)
+
+    def _scores(self, harm: float, logits: np.ndarray, policy: Policy) -> dict[str, float]:
+        """P(harm) times the share of each of the policy's categories."""
+        usable = [i for i, name in enumerate(self._known) if name in policy.by_id]
+        odds = np.exp(logits[1:][usable] - logits[1:][usable].max())
+        return {self._known[i]: harm * float(s) for i, s in zip(usable, odds / odds.sum(), strict=True)}
 
     def _answered(self, verdict: Verdict) -> Verdict:
         if verdict.action != "answer" or verdict.category is None:
@@ -279,11 +298,6 @@ class Guardian:
     def _best(self, logits: np.ndarray, policy: Policy) -> str:
         usable = [i for i, name in enumerate(self._known) if name in policy.by_id]
         return self._known[max(usable, key=lambda i: logits[1 + i])]
-
-    def _limit(self, policy: Policy, category: Category) -> float:
-        if self._threshold is not None or category.threshold is None:
-            return self._base_threshold(policy)
-        return category.threshold
 
     def _base_threshold(self, policy: Policy) -> float:
         if self._threshold is not None:

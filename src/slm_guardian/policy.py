@@ -167,6 +167,11 @@ def shipped() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
+def sources(name: str | Path) -> list[Path]:
+    """The files that a policy is made of: its own and those that it extends. Raises PolicyError."""
+    return _resolve(find(name), [])[1]
+
+
 def find(name: str | Path, beside: Path | None = None) -> Path:
     """Path of a shipped pack or of a file (also relative to the policy that extends it)."""
     if str(name) in shipped():

@@ -17,6 +17,7 @@ from slm_guardian.cli.evaluate import baseline, evaluate
 from slm_guardian.cli.export import average, calibrate, export
 from slm_guardian.cli.generate import generate
 from slm_guardian.cli.judge import judge_answers
+from slm_guardian.cli.serve import serve
 from slm_guardian.cli.train import train, transfer
 from slm_guardian.errors import GuardianError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (
     check,
+    serve,
     generate,
     transfer,
     train,

@@ -36,7 +36,8 @@ class OnnxEngine:
     """
 
     def __init__(self, session: Any, layout: Layout, threads: int) -> None:
-        self.session, self.layout, self._threads = session, layout, threads
+        self.session, self.layout = session, layout
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         layers, _, heads, _, size = next(i.shape for i in session.get_inputs() if i.name == "past_keys")
         self._past = np.zeros((layers, 1, heads, 0, size), np.float32)
 
@@ -68,10 +69,8 @@ class OnnxEngine:
             feed = self._feed(sequence, len(sequence) - 2)
             return self.session.run(["scores"], feed | {"tokens": np.array(tokens, np.int64)})[0][0]
 
-        if len(sequences) == 1 or self._threads == 1:
-            return np.stack([run(sequence) for sequence in sequences])
-        with ThreadPoolExecutor(self._threads) as pool:
-            return np.stack(list(pool.map(run, sequences)))
+        each = map if len(sequences) == 1 or self._pool is None else self._pool.map
+        return np.stack(list(each(run, sequences)))
 
     def meaning(self, sequence: Sequence[int]) -> np.ndarray:
         """Mean of the last hidden states over the query of a sequence from `Layout.judge`: (hidden,)."""
