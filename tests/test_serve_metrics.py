@@ -133,7 +133,7 @@ def test_a_span_keeps_verdict_and_action_apart_and_holds_no_text(spans: InMemory
 
 def test_a_request_s_trace_is_continued_and_spans_nest(spans: InMemorySpanExporter) -> None:
     parent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
-    with tracing.span(tracing.JUDGE, parent=parent), tracing.span(tracing.ANSWER):
+    with tracing.span(tracing.JUDGE, parent=parent), tracing.span(tracing.UPSTREAM):
         pass
     tracing.shutdown()
     inner, outer = spans.get_finished_spans()
@@ -144,7 +144,7 @@ def test_a_request_s_trace_is_continued_and_spans_nest(spans: InMemorySpanExport
 
 
 def test_an_error_leaves_its_type_not_its_message(spans: InMemorySpanExporter) -> None:
-    with pytest.raises(ValueError), tracing.span(tracing.ANSWER):
+    with pytest.raises(ValueError), tracing.span(tracing.UPSTREAM):
         raise ValueError("a zebra")
     tracing.shutdown()
     [span] = spans.get_finished_spans()

@@ -113,7 +113,7 @@ class Guardian:
 
     def with_policies(self, policies: Sequence[Policy], threshold: float | None = None) -> Guardian:
         """A guardian by other policies that shares this one's model. Raises PolicyError."""
-        return Guardian(self.engine, policies, self._manifest, self.name, threshold)
+        return Guardian(self.engine, policies, self._manifest, self.name, threshold, self._approved)
 
     @property
     def threshold(self) -> float:

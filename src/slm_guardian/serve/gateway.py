@@ -13,13 +13,13 @@ from slm_guardian.guardian import Verdict
 from slm_guardian.serve.access import POLICY_HEADER, key_of
 from slm_guardian.serve.faults import BadRequest, Forbidden, TooLarge
 from slm_guardian.serve.guards import Guard, Guards
-from slm_guardian.serve.judge import Judge
+from slm_guardian.serve.judge import Judge, is_forced
 from slm_guardian.serve.metrics import Metrics
 from slm_guardian.serve.settings import Settings
 from slm_guardian.serve.tracing import JUDGE, span
 
 if TYPE_CHECKING:
-    from slm_guardian.serve.audit import Audit
+    from slm_guardian.serve.audit import Audit, Entry
     from slm_guardian.serve.upstream import Upstream
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -48,9 +48,18 @@ class Gateway:
     upstream: Upstream | None = None
 
     async def check(
-        self, texts: Sequence[str], caller: Caller, *, force: bool = False, target: str = "input"
+        self,
+        texts: Sequence[str],
+        caller: Caller,
+        *,
+        force: bool = False,
+        target: str = "input",
+        record: bool = True,
     ) -> list[Verdict]:
-        """Judge texts for a caller: limited, traced, audited. Raises TooLarge, BadRequest, and as `Judge.check`."""
+        """Judge texts for a caller: limited, traced and, unless the caller of this does it, recorded.
+
+        Raises TooLarge, BadRequest, and as `Judge.check`.
+        """
         self._admit(texts)
         guard = caller.guard
         with span(
@@ -64,9 +73,18 @@ class Gateway:
         ) as trace:
             verdicts = await self.judge.check(texts, guard, force=force)
             trace.verdict(worst(verdicts))
-        if self.audit:
-            self._record(self.audit, verdicts, caller, target)
+        if record:
+            self.record(verdicts, caller, target)
         return verdicts
+
+    def record(self, verdicts: Sequence[Verdict], caller: Caller, target: str = "input") -> None:
+        """Count verdicts and write them to the audit log."""
+        for verdict in verdicts:
+            label = "unjudged" if verdict.error else verdict.label
+            set_name, forced = caller.guard.name, is_forced(verdict)
+            self.metrics.verdict(set_name, label, verdict.category, verdict.action, forced)
+            if self.audit:
+                self.audit.record(_entry(verdict, label, caller, target))
 
     def _admit(self, texts: Sequence[str]) -> None:
         limits = self.settings.limits
@@ -79,24 +97,23 @@ class Gateway:
         if any(_SURROGATE.search(text) for text in texts):
             raise BadRequest("a text holds half a character (a lone surrogate): send valid Unicode")
 
-    def _record(self, audit: Audit, verdicts: Sequence[Verdict], caller: Caller, target: str) -> None:
-        from slm_guardian.serve.audit import Entry
 
-        for verdict in verdicts:
-            entry = Entry(
-                route=caller.route,
-                caller=caller.name,
-                policy=caller.guard.name,
-                policy_version=caller.guard.version,
-                model=verdict.model,
-                label="unjudged" if verdict.error else verdict.label,
-                category=verdict.category,
-                harm=verdict.harm,
-                action=verdict.action,
-                text=verdict.text,
-                target=target,
-            )
-            audit.record(entry)
+def _entry(verdict: Verdict, label: str, caller: Caller, target: str) -> Entry:
+    from slm_guardian.serve.audit import Entry
+
+    return Entry(
+        route=caller.route,
+        caller=caller.name,
+        policy=caller.guard.name,
+        policy_version=caller.guard.version,
+        model=verdict.model,
+        label=label,
+        category=verdict.category,
+        harm=verdict.harm,
+        action=verdict.action,
+        text=verdict.text,
+        target=target,
+    )
 
 
 # Dependencies are `async`, although they wait for nothing: FastAPI would run them in a thread each.

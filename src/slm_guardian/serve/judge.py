@@ -95,15 +95,12 @@ class Judge:
         """
         deadline = time.monotonic() + (deadline_s or self._limits.deadline_s)
         try:
-            verdicts = await self._judged(texts, guard, force, deadline)
+            return await self._judged(texts, guard, force, deadline)
         except ServeError as error:
             self._metrics.shed(error.code)
             if self._mode(error) == "closed":
                 raise
-            verdicts = [_passed(text, guard, str(error)) for text in texts]
-        for verdict in verdicts:
-            self._count(verdict, guard)
-        return verdicts
+            return [_passed(text, guard, str(error)) for text in texts]
 
     async def answer(self, verdict: Verdict, guard: Guard) -> AsyncIterator[str]:
         """The safeguard answer, sentence by sentence; the category's fallback where nothing else will do."""
@@ -195,10 +192,6 @@ class Judge:
         if verdict.error is None or self._fail.unreadable == "closed":
             return verdict
         return replace(verdict, label="safe", action="pass")
-
-    def _count(self, verdict: Verdict, guard: Guard) -> None:
-        label = "unjudged" if verdict.error else verdict.label
-        self._metrics.verdict(guard.name, label, verdict.category, verdict.action, is_forced(verdict))
 
 
 def is_forced(verdict: Verdict) -> bool:

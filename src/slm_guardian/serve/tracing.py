@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 COMPONENT = "slm-guardian"
 JUDGE = f"run_guardrail {COMPONENT}"  # the judging of one request's texts
-ANSWER = "guardian answer"  # the writing of a safeguard response
 UPSTREAM = "chat"  # the upstream's answer
 
 _NAMES = {

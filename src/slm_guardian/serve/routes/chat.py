@@ -106,9 +106,11 @@ async def _verdict(said: Dialogue, here: Gateway, who: Caller) -> Verdict:
         return Verdict("", "safe", None, None, None, None, policy, guardian.name, error="no text to judge")
 
     async def check(texts: Sequence[str]) -> list[Verdict]:
-        return await here.check(texts, who)
+        return await here.check(texts, who, record=False)
 
-    return await judge(said.turns, check)
+    verdict = await judge(said.turns, check)
+    here.record([verdict], who)  # of all that was looked at, the one that decides
+    return verdict
 
 
 @dataclass
