@@ -15,17 +15,19 @@ import slm_guardian
 ROOT = Path(slm_guardian.__file__).parent
 BASE = {"text", "policy", "example", "layout", "errors"}
 STAGES = {"generate", "train", "evaluate", "serve"}
-SERVED = BASE | {"engines", "answers", "guardian", "serve"}  # the gateway runs on the base install alone
+JUDGING = {"engines", "answers", "approved", "guardian"}
+SERVED = BASE | JUDGING | {"serve"}  # the gateway runs on the base install alone
 # What the modules of each part may import at all; functions of engines/torch.py may also import train.
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     "engines": BASE | {"engines"},
     "answers": BASE,
-    "guardian": BASE | {"engines", "answers"},
+    "approved": BASE,
+    "guardian": BASE | {"engines", "answers", "approved"},
     "": BASE | {"guardian"},
-    **dict.fromkeys(STAGES, BASE | STAGES | {"engines", "answers", "guardian"}),
+    **dict.fromkeys(STAGES, BASE | STAGES | JUDGING),
     "serve": SERVED,
-    "cli": BASE | STAGES | {"engines", "answers", "guardian", "cli"},
+    "cli": BASE | STAGES | JUDGING | {"cli"},
 }
 TRAINING = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "onnx", "joblib", "safetensors")
 

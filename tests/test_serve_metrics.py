@@ -144,12 +144,12 @@ def test_a_request_s_trace_is_continued_and_spans_nest(spans: InMemorySpanExport
 
 
 def test_an_error_leaves_its_type_not_its_message(spans: InMemorySpanExporter) -> None:
-    with pytest.raises(ValueError), tracing.span(tracing.UPSTREAM):
+    with pytest.raises(ValueError), tracing.span(tracing.JUDGE):
         raise ValueError("a zebra")
     tracing.shutdown()
     [span] = spans.get_finished_spans()
     assert span.status.status_code is StatusCode.ERROR
-    assert dict(span.attributes or {}) == {"error.type": "ValueError"}
+    assert (span.attributes or {})["error.type"] == "ValueError"
     assert "zebra" not in span.to_json()
 
 
