@@ -179,7 +179,7 @@ class Guardian:
         """What is judged of a text: all of both views, in windows. Empty if the model can read nothing."""
         layout = self.engine.layout
         parts = [layout.judge(part) for view in views(text) for part in windows(view)]
-        readable = [part for part in parts if len(part) > 2]
+        readable = [part for part in parts if len(part) > layout.around + 2]
         known = any(token != layout.unknown for part in readable for token in part[:-2])
         return readable if known or not any(map(str.isalpha, text[:1000])) else []
 
