@@ -147,7 +147,7 @@ def clean_response(example: Example, policy: Policy | None) -> tuple[str | None,
     text = text.replace("’", "'").replace("‘", "'")
     if policy is None:
         return None, "no policy for the language"
-    if language(text) != policy.language:
+    if language(text, (policy.language, "ko", "en")) != policy.language:
         return None, "response in another language"
     if not text.endswith((".", "!", "?", "요", "다")):
         return None, "unfinished response"

@@ -31,17 +31,21 @@ class Topic:
 
 
 def read_topics(path: Path) -> list[Topic]:
-    """Read a topic file (JSON Lines: category, topic, ko, en, examples). Raises DataError."""
+    """Read a topic file (JSON Lines: category, topic, examples, and an answer under each language). Raises DataError."""
     import json
 
     topics = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            answers = {lang: row[lang] for lang in ("ko", "en")}
+            answers = {key: str(value) for key, value in row.items() if len(key) == 2}
             topics.append(Topic(row["category"], row["topic"], answers, tuple(row["examples"])))
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}:{number}: a topic needs category, topic, ko, en and examples") from None
+            if not answers:
+                raise ValueError("no answer")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f"{path}:{number}: a topic needs category, topic, examples and an answer such as `ko` or `en`"
+            ) from None
     return topics
 
 
@@ -50,8 +54,10 @@ def answer_by_topic(
 ) -> list[Example]:
     """The examples with their topic's answer as response; those without an English side keep none.
 
-    `pairs` give the English of Korean queries, so that one English teacher places both languages.
+    `pairs` give the English of other queries, so that one English teacher places all languages. A row that names its
+    `topic` needs no placing.
     """
+    named = {(topic.category, topic.name): topic for topic in topics}
     english = {pair.new: pair.english for pair in pairs}
     known = {topic.category for topic in topics}
     places = [i for i, e in enumerate(examples) if e.label == "unsafe" and e.category in known]
@@ -62,8 +68,11 @@ def answer_by_topic(
     similar = vectors @ teacher.encode([q for _, q in queries]).T
     result = [replace(e, response=None) if e.category in known else e for e in examples]
     for row, (i, text) in enumerate(zip(places, texts, strict=True)):
-        if text:
-            topic = _nearest(similar[row], owner, topics, str(examples[i].category))
+        category = str(examples[i].category)
+        topic = named.get((category, examples[i].extra.get("topic")))
+        if topic is None and text:
+            topic = _nearest(similar[row], owner, topics, category)
+        if topic:
             result[i] = replace(examples[i], response=topic.answers.get(examples[i].lang or ""))
     return result
 
