@@ -45,20 +45,17 @@ _INSIDE_HANGUL = re.compile(r"(?<=[가-힣])[*_.~^|+\-]{1,3}(?=[가-힣])")
 _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"[a-z']+")
 # Words that tell apart languages of one script: frequent in one, rare in the others. Chat spellings belong to them.
-_COMMON = {
-    "en": frozenset(
-        "the a an of to and is are was were be been do does did how what where when which who why can could should "
-        "would will my your his her their our i i'm you he she we they it it's this that these those for from with "
-        "without about in on at by if or but not no don't can't me him them there have has had get make any some".split()
-    ),
-    "id": frozenset(
-        "yang yg dan di ke dari untuk buat dengan dgn pada atau apa apakah siapa kapan bagaimana gimana mana kenapa "
-        "mengapa berapa cara bisa boleh harus mau ingin pengen tidak tak gak ga nggak gk bukan jangan jgn belum sudah "
-        "udah lagi sedang akan bakal saya aku gue gw kamu lu lo anda dia kita kami mereka ini itu ada adalah sih dong "
-        "ya kan kok biar supaya agar kalau kalo karena soalnya tapi tetapi juga saja aja sama orang anak bikin tolong "
-        "semua lebih banget pakai pake tanpa dalam oleh para bantu bikinin buatkan carikan dulu jadi tahun hari".split()
-    ),
+_COMMON_WORDS = {
+    "en": """an the of to and is are was were be been do does did how what where when which who why can could should
+    would will my your his her their our i i'm you he she we they it it's this that these those for from with without
+    about in on at by if or but not no don't can't me him them there have has had get make any some""",
+    "id": """yang yg dan di ke dari untuk buat dengan dgn pada atau apa apakah siapa kapan bagaimana gimana mana kenapa
+    mengapa berapa cara bisa boleh harus mau ingin pengen tidak tak gak ga nggak gk bukan jangan jgn belum sudah udah
+    lagi sedang akan bakal saya aku gue gw kamu lu lo anda dia kita kami mereka ini itu ada adalah sih dong ya kan kok
+    biar supaya agar kalau kalo karena soalnya tapi tetapi juga saja aja sama orang anak bikin tolong semua lebih banget
+    pakai pake tanpa dalam oleh para bantu bikinin buatkan carikan dulu jadi tahun hari""",
 }
+_COMMON = {lang: frozenset(words.split()) for lang, words in _COMMON_WORDS.items()}
 
 
 def display(text: str) -> str:

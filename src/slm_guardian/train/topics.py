@@ -31,7 +31,7 @@ class Topic:
 
 
 def read_topics(path: Path) -> list[Topic]:
-    """Read a topic file (JSON Lines: category, topic, examples, and an answer under each language). Raises DataError."""
+    """Read a topic file (JSON Lines: category, topic, examples, an answer under each language). Raises DataError."""
     import json
 
     topics = []
