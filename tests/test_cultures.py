@@ -162,7 +162,12 @@ def test_pairs_name_their_other_language(tmp_path: Path) -> None:
 def prefix_guardian(tiny_tokenizer: Tokenizer, tmp_path: Path) -> Path:
     """A prefix guardian of random weights."""
     size = tiny_tokenizer.get_vocab_size()
-    sizes: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes: Any = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     BertForMaskedLM(BertConfig(vocab_size=size, **sizes)).save_pretrained(tmp_path)
     tiny_tokenizer.save(str(tmp_path / "tokenizer.json"))
     return tmp_path

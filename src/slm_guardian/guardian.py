@@ -161,7 +161,7 @@ class Guardian:
 
     def policy_for(self, text: str) -> Policy:
         """The policy of the language that the text begins in, else the first one."""
-        return self.policies.get(language(text[:1000]), self._default)
+        return self.policies.get(language(text[:1000], list(self.policies)), self._default)
 
     def _check(self, texts: list[str], respond: bool, force: bool) -> list[Verdict]:
         parts = [

@@ -69,7 +69,7 @@ def answer_by_topic(
     result = [replace(e, response=None) if e.category in known else e for e in examples]
     for row, (i, text) in enumerate(zip(places, texts, strict=True)):
         category = str(examples[i].category)
-        topic = named.get((category, examples[i].extra.get("topic")))
+        topic = named.get((category, str(examples[i].extra.get("topic"))))
         if topic is None and text:
             topic = _nearest(similar[row], owner, topics, category)
         if topic:
