@@ -169,8 +169,8 @@ def test_the_likeliest_answer_is_that_of_the_product_of_its_choices(chain: Path)
         state, total = start, 0.0
         for n, token in enumerate(answer):
             allowed = sorted({end[n] for end in ends if end[:n] == answer[:n]})
-            logits = {t: state.logits[t] for t in allowed}
-            total += float(logits[token] - np.logaddexp.reduce(list(logits.values())))
+            scores = dict(zip(allowed, state.scores(allowed), strict=True))
+            total += float(scores[token] - np.logaddexp.reduce(list(scores.values())))
             state = engine.extend(state, token)
         return total
 
