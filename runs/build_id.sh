@@ -39,5 +39,6 @@ zcat data/dev.id.jsonl.gz | cat - "$DATA/seed/dev.jsonl" > "$OUT/dev.jsonl"
 guardian calibrate --model "$OUT/mini" "${policies[@]}" --dev "$OUT/dev.jsonl" --dev-fpr 0.1
 guardian evaluate --model "$OUT/mini" --policy id --data data/dev.id.jsonl.gz --out "$OUT/evaluation"
 guardian evaluate --policy id --data data/dev.id.jsonl.gz --out "$OUT/evaluation-before"
+guardian evaluate --model "$OUT/mini" --data "$DATA/seed/dev.jsonl" --out "$OUT/evaluation-ko-en"  # what they lost
 guardian baseline --data "$OUT/clean/clean.jsonl" --out "$OUT/floor.joblib"
 guardian evaluate --model "tfidf:$OUT/floor.joblib" --data data/dev.id.jsonl.gz --out "$OUT/evaluation-floor"
