@@ -1,7 +1,7 @@
 """A real HTTP server on loopback that runs a model through transformers and speaks as vLLM or llama-server does.
 
-Field names, statuses and limits are those of vLLM 0.33 and llama.cpp's server of September 2026, read in their
-sources: vllm/entrypoints/openai/completion and tools/server.
+Field names, statuses and limits were read in the sources of 2026: vLLM's vllm/entrypoints/openai/completion and
+llama.cpp's tools/server, as llama-cpp-python 0.3.36 holds it.
 
 with ModelServer(directory, "vllm") as server:
     Guardian.load(f"{server.url}?tokenizer={directory}")

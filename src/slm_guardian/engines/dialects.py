@@ -110,9 +110,9 @@ class Dialect(Protocol):
 class Vllm:
     """vLLM: POST /v1/completions. A LoRA is a model of its own name.
 
-    Since 0.24 `logprob_token_ids` chooses the tokens whose log-probs are wanted. An older server ignores it and
-    gives the likeliest ones; what is missing is then read off prompts that end with it, whose tokens always have
-    their log-prob.
+    Since the summer of 2026 `logprob_token_ids` chooses the tokens whose log-probs are wanted. An older server ignores
+    it and gives the likeliest ones; what is missing is then read off prompts that end with it, whose tokens always
+    have their log-prob.
     """
 
     def __init__(self, client: Client, layout: Layout, model: str, models: Sequence[dict[str, Any]]) -> None:
