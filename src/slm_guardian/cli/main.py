@@ -15,6 +15,7 @@ from slm_guardian.cli.check import check
 from slm_guardian.cli.compare import compare
 from slm_guardian.cli.evaluate import baseline, evaluate
 from slm_guardian.cli.export import average, calibrate, export
+from slm_guardian.cli.extend import extend
 from slm_guardian.cli.generate import generate
 from slm_guardian.cli.judge import judge_answers
 from slm_guardian.cli.serve import serve
@@ -32,6 +33,7 @@ for command in (
     serve,
     generate,
     transfer,
+    extend,
     train,
     average,
     calibrate,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from slm_guardian.errors import DataError
 from slm_guardian.example import Example, policy_examples, read_json_lines
 from slm_guardian.policy import Policy
 from slm_guardian.train.data import Corpus, load_corpus
@@ -29,13 +30,24 @@ def translated(originals: Sequence[Example], path: Path) -> list[Example]:
 
 
 def parallel(paths: Iterable[Path], translations: Sequence[Example] = ()) -> list[Pair]:
-    """Sentence pairs of parallel files (`ko`, `en`) and of translated examples, each pair once."""
-    pairs = [Pair(row["ko"], row["en"]) for path in paths for row in read_json_lines(path, "ko", "en")]
+    """Sentence pairs of parallel files and of translated examples, each pair once.
+
+    A row holds the English side as `en` and the other one under its language, such as `ko` or `id`.
+    """
+    pairs = [pair for path in paths for pair in _file_pairs(path)]
     for example in translations:
         original = example.extra["original"]
         korean, english = (example.text, original) if example.lang == "ko" else (original, example.text)
         pairs.append(Pair(korean, english))
     return list(dict.fromkeys(pairs))
+
+
+def _file_pairs(path: Path) -> list[Pair]:
+    rows = read_json_lines(path, "en")
+    other = next((key for key in (rows[0] if rows else {}) if len(key) == 2 and key != "en"), None)
+    if rows and other is None:
+        raise DataError(f"{path}:1: no other language beside `en`: a pair is {{'en': ..., 'ko': ...}}")
+    return [Pair(row[other], row["en"]) for row in read_json_lines(path, "en", other)] if other else []
 
 
 def safety_corpora(

@@ -94,7 +94,7 @@ class Encoder:
     ) -> Row:
         """`query <|pred|> <|safe|>` or `query <|pred|> <|harm|> category <|expl|> response <|end|>`."""
         layout = self.layout
-        query = layout.query(display(text or example.text))[:MAX_QUERY]
+        query = layout.framed(display(text or example.text), MAX_QUERY)
         if example.label == "safe":
             return Row([*query, layout.pred], len(query), label=0, weight=weight)
         ids = [*query, layout.pred, layout.harm]
@@ -109,9 +109,9 @@ class Encoder:
 
     def instruction(self, example: Example) -> Row | None:
         """`query <|expl|> answer <|end|>`: language without a verdict, for the first stage."""
-        query = self.layout.query(display(example.text))[:MAX_QUERY]
+        query = self.layout.framed(display(example.text), MAX_QUERY)
         answer = self.response(example)
-        if not query or answer is None:
+        if len(query) == self.layout.around or answer is None:
             return None
         return Row([*query, self.layout.expl, *answer, self.layout.end], len(query), answer=len(query))
 
@@ -147,7 +147,7 @@ def clean_response(example: Example, policy: Policy | None) -> tuple[str | None,
     text = text.replace("’", "'").replace("‘", "'")
     if policy is None:
         return None, "no policy for the language"
-    if language(text) != policy.language:
+    if language(text, (policy.language, "ko", "en")) != policy.language:
         return None, "response in another language"
     if not text.endswith((".", "!", "?", "요", "다")):
         return None, "unfinished response"
@@ -202,7 +202,7 @@ def safety_rows(
             for example in corpus.draw(rng):
                 text = perturb(example.text, rng) if rng.random() < perturbed else None
                 row = encoder.safety(example, corpus.weight, text, answer=rng.random() < answered)
-                if row.prefix:
+                if row.prefix > encoder.layout.around:
                     rows.append(row)
         return rows
 
