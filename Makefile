@@ -5,12 +5,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# The playground is tested in a real browser: Debian's, unless there is one.
+BROWSER = command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+
 .PHONY: demo test check lint
 
 demo: $(VENV)/base
 	$(BIN)/guardian check --file examples/queries.txt
 
 test: $(VENV)/dev
+	$(BROWSER)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev
