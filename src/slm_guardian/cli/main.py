@@ -19,7 +19,8 @@ from slm_guardian.cli.extend import extend
 from slm_guardian.cli.generate import generate
 from slm_guardian.cli.judge import judge_answers
 from slm_guardian.cli.serve import serve
-from slm_guardian.cli.train import train, transfer
+from slm_guardian.cli.train import bases, train
+from slm_guardian.cli.transfer import transfer
 from slm_guardian.errors import GuardianError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ for command in (
     transfer,
     extend,
     train,
+    bases,
     average,
     calibrate,
     evaluate,

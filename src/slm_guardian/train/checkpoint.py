@@ -69,9 +69,9 @@ class Run:
         """Write `checkpoint.pt`, through a temporary file; all processes have to call it."""
         saved = {
             "format": _FORMAT,
-            "model": get_model_state_dict(self.model, options=WHOLE),
+            "model": self._weights(),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=WHOLE),
-            "average": self._averaged(lambda: get_model_state_dict(self.model, options=WHOLE)),
+            "average": self._averaged(self._weights),
             "count": self.average.count,
             "schedule": self.schedule.state_dict(),
             "step": step,
@@ -96,6 +96,12 @@ class Run:
         self.schedule.load_state_dict(saved["schedule"])
         torch.set_rng_state(saved["rng"])
         return int(saved["step"])
+
+    def _weights(self) -> dict[str, Any]:
+        """What is trained, once: a tied head has a name of its own, and a frozen one would come along."""
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        state = get_model_state_dict(self.model, options=WHOLE)
+        return {name: value for name, value in state.items() if name in trained}
 
     def _averaged(self, work: Callable[[], Any]) -> Any:
         """What work gives with the averaged weights in place; nothing where there is no average."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from slm_guardian.errors import DataError
-from slm_guardian.example import Example, policy_examples, read_json_lines
+from slm_guardian.example import Example, policy_examples, read_json_lines, read_rows, to_examples
 from slm_guardian.policy import Policy
+from slm_guardian.text import language
 from slm_guardian.train.data import Corpus, load_corpus
 from slm_guardian.train.transfer import Pair
 
@@ -48,6 +50,31 @@ def _file_pairs(path: Path) -> list[Pair]:
     if rows and other is None:
         raise DataError(f"{path}:1: no other language beside `en`: a pair is {{'en': ..., 'ko': ...}}")
     return [Pair(row[other], row["en"]) for row in read_json_lines(path, "en", other)] if other else []
+
+
+def chat_corpus(path: Path) -> Corpus:
+    """The first question and answer of each conversation of a chat-format file, for the instruction stage.
+
+    A row holds `messages` (role, content), or `conversations` (from, value). Later turns need what was said before.
+    """
+    examples, rejects = to_examples(path, read_rows(path), _first_turns)
+    return Corpus(path, examples, rejects)
+
+
+def _first_turns(row: dict[str, Any]) -> Example:
+    turns = row.get("messages") or row.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("no list of 'messages'")
+    said = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
+    said = [(role, text) for role, text in said if role != "system"]
+    roles = [role for role, _ in said[:2]]
+    if roles not in (["user", "assistant"], ["human", "gpt"]) or not all(
+        isinstance(t, str) for _, t in said[:2]
+    ):
+        raise ValueError("does not begin with a question and its answer")
+    (_, question), (_, answer) = said[:2]
+    source, licence = row.get("source") or "chat", row.get("licence")
+    return Example(question, "safe", lang=language(question), response=answer, source=source, licence=licence)
 
 
 def safety_corpora(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,10 +158,19 @@ def clean_response(example: Example, policy: Policy | None) -> tuple[str | None,
 
 
 class Epochs:
-    """Batches by step: every epoch draws, perturbs, shuffles and sorts rows anew, by seed and epoch alone."""
+    """Batches by step: every epoch draws, perturbs, shuffles and sorts rows anew, by seed and epoch alone.
 
-    def __init__(self, draw: Callable[[random.Random], list[Row]], batch_size: int, seed: int) -> None:
-        self.draw, self.batch_size, self.seed = draw, batch_size, seed
+    `tokens` makes batches of as many rows as fit into it with their padding, instead of `batch_size` rows.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[random.Random], list[Row]],
+        batch_size: int,
+        seed: int,
+        tokens: int | None = None,
+    ) -> None:
+        self.draw, self.batch_size, self.seed, self.tokens = draw, batch_size, seed, tokens
         self._epoch = -1
         self._batches: list[list[Row]] = []
         self.steps_per_epoch = len(self._load(0))
@@ -184,11 +193,23 @@ class Epochs:
                 for start in range(0, len(rows), block)
                 for row in sorted(rows[start : start + block], key=lambda r: len(r.ids))
             ]
-            size = self.batch_size
-            batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+            batches = list(self._batched(ordered))
             rng.shuffle(batches)
             self._epoch, self._batches = epoch, batches
         return self._batches
+
+    def _batched(self, rows: list[Row]) -> Iterator[list[Row]]:
+        if self.tokens is None:
+            yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
+            return
+        batch, longest = [], 0
+        for row in rows:
+            longest = max(longest, len(row.ids))
+            if batch and longest * (len(batch) + 1) > self.tokens:
+                yield batch
+                batch, longest = [], len(row.ids)
+            batch.append(row)
+        yield batch
 
 
 def safety_rows(

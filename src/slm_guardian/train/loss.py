@@ -47,7 +47,7 @@ def logits(model: PreTrainedModel, hidden: Tensor, tokens: Sequence[int] | None 
     if is_prefix(model):
         hidden, weight, bias = head.transform(hidden), head.decoder.weight, head.bias
     else:
-        weight, bias = head.weight, head.bias
+        weight, bias = head.weight, getattr(head, "bias", None)  # PEFT's wrapper has only the weight
     if tokens is not None:
         chosen = torch.tensor(tokens, device=weight.device)
         weight, bias = weight[chosen], None if bias is None else bias[chosen]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -101,12 +101,21 @@ def distributed(model: nn.Module, sharded: bool = False) -> Step:
     if size() == 1:
         return lambda work: work()
     if not sharded:
-        return nn.parallel.DistributedDataParallel(_Whole(model), broadcast_buffers=False)
+        # Buffers are computed from the configuration: the same everywhere.
+        return nn.parallel.DistributedDataParallel(_Whole(model), forward_sync_buffers=False)
     from torch.distributed.fsdp import fully_shard
 
     for layer in _layers(model):
         fully_shard(layer)
-    return cast(Step, fully_shard(_Whole(model)))
+    whole: Any = fully_shard(_Whole(model))
+
+    def step(work: Callable[[], Any]) -> Any:
+        done = whole(work)
+        if not torch.is_grad_enabled():  # no backward pass follows that would let go of the gathered weights
+            whole.reshard()
+        return done
+
+    return step
 
 
 def whole_state(model: nn.Module) -> dict[str, Any] | None:
