@@ -45,6 +45,9 @@ class OneByOne(Stepwise):
     def scores(self, sequences: Sequence[Sequence[int]], tokens: Sequence[int]) -> np.ndarray:
         return np.concatenate([self.engine.scores([sequence], tokens) for sequence in sequences])
 
+    def meaning(self, sequence: Sequence[int]) -> np.ndarray:
+        return self.engine.meaning(sequence)
+
     def begin(self, prompt: Sequence[int], prefix: int) -> State:
         return self.engine.begin(prompt, prefix)
 

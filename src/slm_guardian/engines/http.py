@@ -87,6 +87,12 @@ class HttpEngine(Engine):
             raise Unanswered(failures[0], result)
         return result
 
+    def meaning(self, sequence: Sequence[int]) -> np.ndarray:
+        """Raises ModelError: servers give log-probs, no hidden states, so answers are written, not chosen."""
+        raise ModelError(
+            "an inference server gives no hidden states: approved answers need the ONNX or torch engine"
+        )
+
     def begin(self, prompt: Sequence[int], prefix: int) -> HttpState:
         """A prompt to go on from; the model is causal, `prefix` changes nothing."""
         return HttpState(self, tuple(prompt))
