@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from slm_guardian.engines import Engine, State
+from slm_guardian.engines.decoding import Stepwise
 from slm_guardian.serve.app import create_app
 from slm_guardian.serve.guards import Guards
 from slm_guardian.serve.settings import Settings
@@ -78,7 +79,7 @@ def _behind(guards: Guards, engine: Callable[[Engine], Engine]) -> Guards:
     return guards
 
 
-class Gate:
+class Gate(Stepwise):
     """A model that waits while the gate is shut, and fails when told to."""
 
     def __init__(self, engine: Engine) -> None:
@@ -110,6 +111,10 @@ class Gate:
             assert self._changed.wait_for(lambda: self._open, DEADLINE_S)
         scores = self._engine.scores(sequences, tokens)
         return self.fault(scores) if self.fault else scores
+
+    def meaning(self, sequence: Sequence[int]) -> np.ndarray:
+        """As the model does."""
+        return self._engine.meaning(sequence)
 
     def begin(self, prompt: Sequence[int], prefix: int) -> State:
         """As the model does."""

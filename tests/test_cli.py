@@ -375,7 +375,7 @@ def test_policy_commands(guardian: Command, tmp_path: Path) -> None:
     refused(guardian("policy", "check", tmp_path / "nowhere.yaml"), "nowhere.yaml")
     (tmp_path / "mine.yaml").write_text("id: mine\nversion: '2'\nlanguage: ko\nextends: ko\n", "utf-8")
     changed = guardian("policy", "diff", "ko", tmp_path / "mine.yaml").out
-    assert "+ id: mine" in changed and "- id: ko" in changed
+    assert 'id: "ko" becomes "mine"' in changed
     assert guardian("policy", "diff", "ko", "ko").out == ""
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from slm_guardian import Guardian, Policy, Verdict
 from slm_guardian.answers import fault, sentences
 from slm_guardian.engines import Engine, State
+from slm_guardian.engines.decoding import Stepwise
 from slm_guardian.errors import InputError, ModelError, PolicyError
 from slm_guardian.layout import SPECIAL_TOKENS
 from slm_guardian.text import language, shadow, views, windows
@@ -35,7 +36,7 @@ TEXTS = [
 ]
 
 
-class OneByOne:
+class OneByOne(Stepwise):
     """The real engine, one sequence at a time: exact numbers, whatever the company."""
 
     def __init__(self, engine: Engine) -> None:
@@ -43,6 +44,9 @@ class OneByOne:
 
     def scores(self, sequences: Sequence[Sequence[int]], tokens: Sequence[int]) -> np.ndarray:
         return np.concatenate([self.engine.scores([sequence], tokens) for sequence in sequences])
+
+    def meaning(self, sequence: Sequence[int]) -> np.ndarray:
+        return self.engine.meaning(sequence)
 
     def begin(self, prompt: Sequence[int], prefix: int) -> State:
         return self.engine.begin(prompt, prefix)

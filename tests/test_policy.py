@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from slm_guardian.errors import PolicyError
 from slm_guardian.policy import Policy, find, shipped
 
-PACKS = {name: Policy.load(name) for name in ("ko", "en")}
+PACKS = {name: Policy.load(name) for name in ("ko", "en", "id")}
 SLOT = re.compile(r"\{[a-z0-9_.]+\}")
 
 BASE = """\
@@ -51,8 +51,8 @@ def fault(path: Path) -> str:
     return str(caught.value)
 
 
-def test_both_packs_are_shipped() -> None:
-    assert shipped() == ["en", "ko"]
+def test_three_packs_are_shipped() -> None:
+    assert shipped() == ["en", "id", "ko"]
 
 
 @pytest.mark.parametrize("name", PACKS)
@@ -240,7 +240,7 @@ def test_what_is_no_policy_at_all(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["nope", "", "nope.yaml", "x" * 5000, "x\x00y"])
 def test_missing_policy_names_the_packs(name: str) -> None:
-    with pytest.raises(PolicyError, match="en, ko"):
+    with pytest.raises(PolicyError, match="en, id, ko"):
         find(name)
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 HARMFUL = {
     "crime_advice": (
@@ -96,8 +107,22 @@ def bert_base(directory: Path) -> Path:
     return directory
 
 
-def llama_base(directory: Path) -> Path:
-    """A Llama of random weights with a byte-level BPE tokenizer."""
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(directory: Path, special: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE tokenizer in a new directory."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -105,18 +130,50 @@ def llama_base(directory: Path) -> Path:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([r["text"] for r in rows()], trainer)
+    tokenizer.add_special_tokens(list(special))
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
+    return tokenizer
+
+
+def llama_base(directory: Path) -> Path:
+    """A Llama of random weights with a byte-level BPE tokenizer."""
+    size = byte_tokenizer(directory).get_vocab_size()
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=size, **_SHAPE)).save_pretrained(directory)
+    return directory
+
+
+def qwen3_base(directory: Path, weights: bool = True) -> Path:
+    """A Qwen3 of random weights with a chat template, tied embeddings, and rows to spare."""
+    tokenizer = byte_tokenizer(directory, ["<|im_start|>", "<|im_end|>"])
+    config = Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size() + 4, head_dim=16, tie_word_embeddings=True, **_SHAPE
+    )
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    torch.manual_seed(0)
+    if weights:
+        Qwen3ForCausalLM(config).save_pretrained(directory)
+    else:
+        config.save_pretrained(directory)
+    return directory
+
+
+def gemma_base(directory: Path) -> Path:
+    """A Gemma 3 of random weights: scaled, tied embeddings, sliding windows, and a token that opens every text."""
+    tokenizer = byte_tokenizer(directory, ["<bos>", "<end_of_turn>"])
+    bos = tokenizer.token_to_id("<bos>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", bos)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    config = Gemma3TextConfig(
+        vocab_size=tokenizer.get_vocab_size(), head_dim=16, sliding_window=8, bos_token_id=bos, **_SHAPE
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(directory)
+    Gemma3ForCausalLM(config).save_pretrained(directory)
     return directory
 
 

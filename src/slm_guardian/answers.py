@@ -29,7 +29,8 @@ def fault(text: str, query: str, policy: Policy, category: Category) -> str | No
         return "empty"
     if unknown := set(SLOT.findall(text)) - set(category.facts):
         return "a fact of another category" if unknown <= set(policy.facts) else "an unknown fact"
-    if language(SLOT.sub(" ", text)) != language(query):
+    among = (policy.language, "ko", "en")
+    if language(SLOT.sub(" ", text), among) != language(query, among):
         return "wrong language"
     if text.rstrip(" \"')")[-1:] not in {".", "!", "?"}:
         return "unfinished"

@@ -22,7 +22,8 @@ FILE = "answers.npz"
 class Approved:
     """One answer a topic and language, in slot form, with the layer that chooses among a category's topics.
 
-    `categories` and `answers` (by language) have an entry a topic; `weights` is (topics, hidden + 1), bias last.
+    `categories` and `answers` (by language; empty where a topic has none) have an entry a topic; `weights` is
+    (topics, hidden + 1), the bias last.
     """
 
     categories: list[str]
@@ -56,10 +57,14 @@ class Approved:
 
     def has(self, category: str, language: str) -> bool:
         """Whether there is an answer for harmful queries of a category in a language."""
-        return category in self.categories and language in self.answers
+        return bool(self._topics(category, language))
 
     def choose(self, meaning: np.ndarray, category: str, language: str) -> str:
         """The answer of the category's topic that fits the query's meaning (hidden,)."""
-        own = [i for i, name in enumerate(self.categories) if name == category]
+        own = self._topics(category, language)
         scores = self.weights[own, :-1] @ meaning + self.weights[own, -1]
         return self.answers[language][own[int(scores.argmax())]]
+
+    def _topics(self, category: str, language: str) -> list[int]:
+        answers = self.answers.get(language, [])
+        return [i for i, name in enumerate(self.categories) if name == category and answers and answers[i]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +15,7 @@ import numpy as np
 
 from slm_guardian import answers
 from slm_guardian.approved import Approved
-from slm_guardian.engines import Engine, load_engine
-from slm_guardian.engines.decoding import greedy
+from slm_guardian.engines import Engine, Unanswered, is_address, load_engine
 from slm_guardian.errors import InputError, ModelError, PolicyError
 from slm_guardian.policy import Action, Category, Policy
 from slm_guardian.text import language, views, windows
@@ -94,14 +94,14 @@ class Guardian:
         threshold: float | None = None,
         threads: int | None = None,
     ) -> Guardian:
-        """Load a guardian: the shipped one, or a model directory.
+        """Load a guardian: the shipped one, a model directory, or one that a server runs.
 
-        Several policies serve each its language; without `policy` the shipped packs do. `threshold`
-        overrides all others.
+        A server (vLLM, llama-server) is given as `http://HOST:PORT/v1?model=NAME&tokenizer=DIR`, where DIR is
+        the exported directory: its guardian.json and tokenizer.json are read. Several policies serve each its
+        language; without `policy` the shipped packs do. `threshold` overrides all others.
         Raises InputError, ModelError or PolicyError with what to do.
         """
-        directory = Path(model) if model else Path(str(files("slm_guardian").joinpath("assets/mini")))
-        engine = load_engine(directory, threads)
+        directory, engine = _loaded(model, threads)
         if isinstance(policy, (str, Path)):
             policy = Policy.load(policy)
         policies = (
@@ -146,18 +146,19 @@ class Guardian:
     def stream(self, text: str, category: str | None = None) -> Iterator[str]:
         """The answer, sentence by sentence: each is checked before it is given out.
 
-        If the first sentence fails its check, the policy's fallback comes instead; a later one ends
-        the answer.
+        If the first sentence fails its check, or the server fails, the policy's fallback comes instead; later
+        that ends the answer.
         Raises PolicyError for an unknown category.
         """
         policy = self.policy_for(text)
         part, chosen = self._chosen(text, policy, category)
         shown = ""
-        for sentence in self._sentences(part, policy, chosen):
-            if answers.fault(shown + sentence, text, policy, chosen):
-                break
-            yield (" " if shown else "") + self._final(sentence.strip(), policy)
-            shown += sentence
+        with suppress(Unanswered):
+            for sentence in self._sentences(part, policy, chosen):
+                if answers.fault(shown + sentence, text, policy, chosen):
+                    break
+                yield (" " if shown else "") + self._final(sentence.strip(), policy)
+                shown += sentence
         if not shown:
             yield answers.fallback(policy, chosen, text)
 
@@ -176,42 +177,52 @@ class Guardian:
 
     def policy_for(self, text: str) -> Policy:
         """The policy of the language that the text begins in, else the first one."""
-        return self.policies.get(language(text[:1000]), self._default)
+        return self.policies.get(language(text[:1000], list(self.policies)), self._default)
 
     def _check(self, texts: list[str], respond: bool, force: bool) -> list[Verdict]:
         parts = [
             (i, part) for i, text in enumerate(texts) if not _unjudgeable(text) for part in self._parts(text)
         ]
-        logits = self._logits([part for _, part in parts])
+        policies = [self.policy_for(texts[i]).id for i, _ in parts]
+        logits, reason = self._logits([part for _, part in parts], policies)
         best: dict[int, np.ndarray] = {}
         for (i, _), row in zip(parts, logits, strict=True):
             if i not in best or row[0] > best[i][0] or not np.isfinite(row[0]):
                 best[i] = row
-        verdicts = [self._verdict(text, best.get(i), force) for i, text in enumerate(texts)]
+        verdicts = [self._verdict(text, best.get(i), force, reason) for i, text in enumerate(texts)]
         return [self._answered(v) if respond else v for v in verdicts]
 
     def _parts(self, text: str) -> list[list[int]]:
         """What is judged of a text: all of both views, in windows. Empty if the model can read nothing."""
         layout = self.engine.layout
         parts = [layout.judge(part) for view in views(text) for part in windows(view)]
-        readable = [part for part in parts if len(part) > 2]
+        readable = [part for part in parts if len(part) > layout.around + 2]
         known = any(token != layout.unknown for part in readable for token in part[:-2])
         return readable if known or not any(map(str.isalpha, text[:1000])) else []
 
-    def _logits(self, sequences: list[list[int]]) -> np.ndarray:
-        """Harm logit, then category logits, for each sequence: (sequences, 1 + categories)."""
-        layout = self.engine.layout
-        categories = [layout.piece_id(c) or 0 for c in self._known]
-        if not sequences:
-            return np.zeros((0, 1 + len(categories)), np.float32)
-        scores = self.engine.scores(sequences, [layout.safe, layout.harm, *categories])
-        return np.concatenate([scores[:, 0, 1:2] - scores[:, 0, 0:1], scores[:, 1, 2:]], 1)
+    def _logits(self, sequences: list[list[int]], policies: list[str]) -> tuple[np.ndarray, str]:
+        """Harm logit, then category logits, for each sequence: (sequences, 1 + categories).
 
-    def _verdict(self, text: str, logits: np.ndarray | None, force: bool) -> Verdict:
+        Each runs with the adapter of its policy. Where there is no number there is NaN, for the reason given.
+        """
+        layout = self.engine.layout
+        tokens = [layout.safe, layout.harm, *(layout.piece_id(c) or 0 for c in self._known)]
+        logits, reason = np.zeros((len(sequences), len(tokens) - 1), np.float32), NO_NUMBER
+        engines = {policy: self.engine.adapted(policy) for policy in set(policies)}
+        for engine in set(engines.values()):
+            rows = [i for i, policy in enumerate(policies) if engines[policy] is engine]
+            try:
+                scores = engine.scores([sequences[i] for i in rows], tokens)
+            except Unanswered as error:
+                scores, reason = error.scores, str(error)
+            logits[rows] = np.concatenate([scores[:, 0, 1:2] - scores[:, 0, 0:1], scores[:, 1, 2:]], 1)
+        return logits, reason
+
+    def _verdict(self, text: str, logits: np.ndarray | None, force: bool, reason: str) -> Verdict:
         policy = self.policy_for(text) if isinstance(text, str) else self._default
         known: dict[str, Any] = {"text": text, "policy": policy.id, "model": self.name}
         if logits is None or not np.isfinite(logits).all():
-            error = _unjudgeable(text) or (_UNREADABLE if logits is None else NO_NUMBER)
+            error = _unjudgeable(text) or (_UNREADABLE if logits is None else reason)
             return Verdict(
                 label="unsafe",
                 harm=None,
@@ -257,8 +268,8 @@ class Guardian:
         ids: list[int] = []
         given = 0
         prompt = layout.answer_prompt(part, category.id)
-        start = self.engine.begin(prompt, len(prompt) - 4)
-        for token in greedy(self.engine, start, self._banned(policy, category), MAX_ANSWER):
+        engine = self.engine.adapted(policy.id)
+        for token in engine.write(prompt, len(prompt) - 4, self._banned(policy, category), MAX_ANSWER):
             ids.append(token)
             done = answers.sentences(layout.response_text(ids))
             while len(done) > given + 1:  # a sentence is complete once the next one has begun
@@ -288,7 +299,9 @@ class Guardian:
         if len(parts) == 1 and category is not None:
             worst = 0
         else:
-            logits = self._logits(parts)
+            logits, reason = self._logits(parts, [policy.id] * len(parts))
+            if np.isnan(logits).any():
+                raise Unanswered(reason, logits)
             worst = int(logits[:, 0].argmax())
             category = category or self._best(logits[worst], policy)
         if category not in policy.by_id:
@@ -316,6 +329,17 @@ class Guardian:
                 f"policy {policy.id} has the category {missing[0]}, which model {self.name} was not "
                 "trained on: train a model with this policy, or remove the category"
             )
+
+
+def _loaded(model: str | Path | None, threads: int | None) -> tuple[Path, Engine]:
+    """The directory with the manifest of a guardian, and the engine that runs it."""
+    if is_address(model):
+        from slm_guardian.engines.http import HttpEngine
+
+        engine = HttpEngine.load(str(model))
+        return engine.directory, engine
+    directory = Path(model) if model else Path(str(files("slm_guardian").joinpath("assets/mini")))
+    return directory, load_engine(directory, threads)
 
 
 def _manifest(directory: Path) -> dict[str, Any]:

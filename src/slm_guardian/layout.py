@@ -6,13 +6,15 @@
 P(harm) is read at `<|pred|>`, the category at `<|harm|>`: both come out of one forward pass over
 `query <|pred|> <|harm|>`, because nothing before a token depends on what follows it. A category and a
 policy fact are one ordinary vocabulary piece each (`§crime_advice`, `§helpline.suicide`) that no user
-text can produce.
+text can produce. A base may want something around the query (its chat template's user turn): see `Frame`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,11 +43,38 @@ def piece(name: str) -> str:
     return MARK + name
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What stands before and after every query: the user turn of a chat base, as text with its special tokens.
+
+    `guardian.json` keeps it, so that judging reads what training wrote, even where a template holds the date.
+    """
+
+    before: str = ""
+    after: str = ""
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Frame:
+        """The frame of a model directory; an empty one for a bare base."""
+        path = Path(directory) / "guardian.json"
+        try:
+            return cls(**json.loads(path.read_text("utf-8")).get("frame", {}))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path} is broken: export or train the model again") from error
+
+
 class Layout:
     """Token ids of a model's sequences. Built from the model's own `tokenizer.json`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, frame: Frame | None = None) -> None:
+        self.tokenizer, self.frame = tokenizer, frame or Frame()
+        self._before, self._after = (
+            tokenizer.encode(text, add_special_tokens=False).ids
+            for text in (self.frame.before, self.frame.after)
+        )
+        self._reserved = _reserved(tokenizer)
         ids = [i for token in SPECIAL_TOKENS if (i := tokenizer.token_to_id(token)) is not None]
         if len(ids) < len(SPECIAL_TOKENS):
             raise ModelError("the tokenizer lacks the five special tokens: train the model with this version")
@@ -53,7 +82,7 @@ class Layout:
         marked = {t[1:]: i for t, i in tokenizer.get_vocab().items() if t.startswith(MARK) and len(t) > 1}
         self._pieces: dict[str, int] = marked
         self._names = {i: name for name, i in marked.items()}
-        self.size = tokenizer.get_vocab_size()
+        self.size = max(tokenizer.get_vocab().values()) + 1  # a base may leave gaps
         # What an answer never holds: marks (its own category's facts are allowed one by one) and unknowns.
         self.unknown = tokenizer.token_to_id("[UNK]")  # None for a byte-level tokenizer, which knows all
         specials = [self.pred, self.expl, self.safe, self.harm]
@@ -68,7 +97,7 @@ class Layout:
 
         path = Path(directory) / "tokenizer.json"
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            return cls(Tokenizer.from_file(str(path)), Frame.load(directory))
         except ModelError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
@@ -78,14 +107,29 @@ class Layout:
         """Token id of a category or fact, or None when the model does not know it."""
         return self._pieces.get(name)
 
+    @property
+    def around(self) -> int:
+        """How many tokens the frame adds to a query."""
+        return len(self._before) + len(self._after)
+
+    def plain(self, text: str) -> str:
+        """A text in which nothing is a special token or a mark any more."""
+        text = _SURROGATE.sub("\ufffd", text).replace("<|", "< |").replace(MARK, " ")
+        while self._reserved.search(text):  # taking one apart can lay bare another
+            text = self._reserved.sub(lambda m: m[0][0] + " " + m[0][1:], text)
+        return text
+
     def query(self, text: str) -> list[int]:
-        """Ids of a query; special tokens and marks typed by a user become plain text."""
-        plain = _SURROGATE.sub("\ufffd", text).replace("<|", "< |").replace(MARK, " ")
-        return self.tokenizer.encode(plain, add_special_tokens=False).ids
+        """Ids of a text; special tokens and marks typed by a user become plain text."""
+        return self.tokenizer.encode(self.plain(text), add_special_tokens=False).ids
+
+    def framed(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of a query, at most `limit` of them, within the frame."""
+        return [*self._before, *self.query(text)[:limit], *self._after]
 
     def judge(self, text: str) -> list[int]:
         """`query <|pred|> <|harm|>`: label logits at [-2], category logits at [-1]."""
-        return [*self.query(text), self.pred, self.harm]
+        return [*self.framed(text), self.pred, self.harm]
 
     def answer_prompt(self, judged: Sequence[int], category: str) -> list[int]:
         """`query <|pred|> <|harm|> category <|expl|>` from what `judge` gave: the answer is decoded after it."""
@@ -128,6 +172,13 @@ class Layout:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         tied = after_slot and text.startswith("##")
         return f"{'' if tied or not after_slot else ' '}{text.removeprefix('##')} "
+
+
+def _reserved(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """The special tokens of a base (`</s>`, `[|endofturn|]`): a user who types one must not end the turn."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = sorted((t.content for t in added if t.special and len(t.content) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
 
 def tidy(text: str) -> str:

@@ -24,14 +24,17 @@ Action = Literal["answer", "block", "flag", "allow"]
 _SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
 _NUMBER = re.compile(
     r"(?<![\d.\-])\d[\d\-]{1,}\d(?![\d\-])"
-    r"|\b[a-z0-9][a-z0-9.\-]*\.(?:com|org|net|gov|edu|kr|uk|io|info)\b[\w/\-]*",
+    r"|\b[a-z0-9][a-z0-9.\-]*\.(?:com|org|net|gov|edu|kr|uk|id|io|info)\b[\w/\-]*",
     re.IGNORECASE,
 )
 _SPACED_NUMBER = re.compile(r"\b\d{3}(?: \d{3})+\b")  # 116 123 is one number, not two
 _Location = tuple[str | int, ...]
 _LISTS = {"group": "groups", "category": "categories"}
 # A number that counts something is no help line: 120개, 988 people.
-_QUANTITY = r"(?!\s*(?:개|명|년|월|일|원|살|세|시간|분|주|회|만|억|가지|%|(?:percent|people|years|days|hours|times)\b))"
+_QUANTITY = (
+    r"(?!\s*(?:개|명|년|월|일|원|살|세|시간|분|주|회|만|억|가지|%|(?:percent|people|years|days|hours|times|"
+    r"persen|orang|tahun|hari|jam|kali|ribu|juta)\b))"
+)
 
 
 class _Inconsistent(ValueError):
@@ -104,7 +107,7 @@ class Policy(_Strict):
 
     @classmethod
     def load(cls, name: str | Path) -> Policy:
-        """Load a pack by name (`ko`, `en`) or a YAML file. Raises PolicyError with file, line and key."""
+        """Load a pack by name (`ko`, `en`, `id`) or a YAML file. Raises PolicyError with file, line and key."""
         path = find(name)
         values, chain = _resolve(path, [])
         try:
@@ -136,6 +139,8 @@ class Policy(_Strict):
             rest = self.facts[key].partition(number)[2].strip(" ()")
             if name == "" and rest.isascii() and rest:  # the 988 Suicide & Crisis Lifeline
                 pattern = rf"(?:\bthe\s)?{pattern}(?:\s{re.escape(rest)}|\s[A-Z]\w+line\b)?"
+            elif rest:  # SEJIWA 119 ekstensi 8
+                pattern += rf"(?:\s?{re.escape(rest)})?"
             text = re.sub(pattern, lambda m, k=key: _balanced(m[0], k), text)
         return text
 

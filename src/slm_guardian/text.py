@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Invisible letters of category Lo, which stripping format characters (Cf) would miss.
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
@@ -42,6 +43,19 @@ _SPACED_HANGUL = re.compile(r"(?<![^\s])[가-힣](?:[\s.·\-_*~/|]+[가-힣](?![
 _SPACED_LATIN = re.compile(r"(?<![A-Za-z])[A-Za-z](?:[\s.·\-_*~/|][A-Za-z](?![A-Za-z])){3,}")
 _INSIDE_HANGUL = re.compile(r"(?<=[가-힣])[*_.~^|+\-]{1,3}(?=[가-힣])")
 _SPACE = re.compile(r"\s+")
+_WORD = re.compile(r"[a-z']+")
+# Words that tell apart languages of one script: frequent in one, rare in the others. Chat spellings belong to them.
+_COMMON_WORDS = {
+    "en": """an the of to and is are was were be been do does did how what where when which who why can could should
+    would will my your his her their our i i'm you he she we they it it's this that these those for from with without
+    about in on at by if or but not no don't can't me him them there have has had get make any some""",
+    "id": """yang yg dan di ke dari untuk buat dengan dgn pada atau apa apakah siapa kapan bagaimana gimana mana kenapa
+    mengapa berapa cara bisa boleh harus mau ingin pengen tidak tak gak ga nggak gk bukan jangan jgn belum sudah udah
+    lagi sedang akan bakal saya aku gue gw kamu lu lo anda dia kita kami mereka ini itu ada adalah sih dong ya kan kok
+    biar supaya agar kalau kalo karena soalnya tapi tetapi juga saja aja sama orang anak bikin tolong semua lebih banget
+    pakai pake tanpa dalam oleh para bantu bikinin buatkan carikan dulu jadi tahun hari""",
+}
+_COMMON = {lang: frozenset(words.split()) for lang, words in _COMMON_WORDS.items()}
 
 
 def display(text: str) -> str:
@@ -102,11 +116,23 @@ def windows(text: str, size: int = 320, overlap: int = 80) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def language(text: str) -> str:
-    """'ko' when the text holds Hangul in earnest (over 15 % of its letters), else 'en'."""
+def language(text: str, among: Sequence[str] = ("ko", "en")) -> str:
+    """The language of a text: 'ko' when it holds Hangul in earnest (over 15 % of its letters), else one of `among`.
+
+    Of several others the one with the most common words in the text wins; without any, the first of them.
+
+    >>> language("gimana cara bikin kue?", ("en", "id")), language("친구 돕기", ("en", "id")), language("wifi?")
+    ('id', 'ko', 'en')
+    """
     letters = [c for c in text if c.isalpha()]
     hangul = sum("가" <= c <= "힣" or "ㄱ" <= c <= "ㅣ" for c in letters)
-    return "ko" if letters and hangul > 0.15 * len(letters) else "en"
+    if letters and hangul > 0.15 * len(letters):
+        return "ko"
+    others = [lang for lang in among if lang != "ko"] or ["en"]
+    if len(set(others)) == 1:
+        return others[0]
+    words = _WORD.findall(text.lower())
+    return max(others, key=lambda lang: sum(word in _COMMON.get(lang, ()) for word in words))
 
 
 def _fold(text: str) -> str:

@@ -27,7 +27,8 @@ def check(
     ] = None,
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="Policy name or file.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model directory; default: the shipped one.")
+        str | None,
+        typer.Option("--model", "-m", help="Model directory or server's address; default: the shipped one."),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="P(harm) from which a query is unsafe.")

@@ -10,22 +10,61 @@ import typer
 
 
 def export(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Trained prefix model.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the embedded guardian.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Trained model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the exported guardian.")],
     answers: Annotated[
-        Path | None, typer.Option(help="Topic answers (.jsonl): write nothing but these.")
+        Path | None, typer.Option(help="Topic answers (.jsonl): write nothing but these (onnx).")
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="onnx (embedded), hf (transformers, vLLM) or gguf (llama.cpp).")
+    ] = "onnx",
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Of the weights: f32, f16, bf16 (hf, gguf) or q8_0 (gguf).")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="POLICY=DIR: a LoRA of a policy, laid beside the model (hf); repeatable."),
     ] = None,
 ) -> None:
-    """Write the embedded guardian: int8 ONNX that runs without torch.
+    """Write a guardian for an engine: int8 ONNX that runs without torch, a Hugging Face directory, or GGUF.
 
-    Example: guardian export -m runs/out/safety -o runs/out/mini
+    Examples: guardian export -m runs/out/safety -o runs/out/mini
+
+    guardian export --to hf -m runs/out/qwen3 -o runs/out/qwen3-guardian --adapter ko=runs/out/ko
+
+    guardian export --to gguf --type q8_0 -m runs/out/qwen3 -o runs/out/qwen3-gguf
     """
-    from slm_guardian.train.export import export_onnx
+    from slm_guardian.errors import InputError
 
-    sizes = export_onnx(model, out, answers)
+    only = {"--answers": (answers, "onnx"), "--adapter": (adapter, "hf")}
+    if unused := [option for option, (value, format) in only.items() if value and format != to]:
+        raise InputError(f"{unused[0]} is for --to {only[unused[0]][1]}: leave it out")
+    if to == "onnx" and not kind:
+        from slm_guardian.train.export import export_onnx
+
+        sizes = export_onnx(model, out, answers)
+    elif to == "hf" and kind in (None, "f32", "f16", "bf16"):
+        from slm_guardian.train.export_hf import export_hf
+
+        sizes = export_hf(model, out, kind, _adapters(adapter or []))
+    elif to == "gguf" and kind in (None, "f32", "f16", "bf16", "q8_0"):
+        from slm_guardian.train.export_gguf import export_gguf
+
+        sizes = export_gguf(model, out, kind or "f16")
+    else:
+        raise InputError("--to is onnx (without --type), hf (f32, f16, bf16) or gguf (f32, f16, bf16, q8_0)")
     for name, size in sizes.items():
         typer.echo(f"{size / 1e6:8.2f} MB  {name}")
     typer.echo(f"{sum(sizes.values()) / 1e6:8.2f} MB  {out}")
+
+
+def _adapters(options: list[str]) -> dict[str, Path]:
+    from slm_guardian.errors import InputError
+
+    pairs = [option.partition("=") for option in options]
+    if not all(policy and directory for policy, _, directory in pairs):
+        raise InputError("--adapter is POLICY=DIR, a policy's id and the directory of its LoRA")
+    return {policy: Path(directory) for policy, _, directory in pairs}
 
 
 def calibrate(

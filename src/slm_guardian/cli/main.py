@@ -15,10 +15,12 @@ from slm_guardian.cli.check import check
 from slm_guardian.cli.compare import compare
 from slm_guardian.cli.evaluate import baseline, evaluate
 from slm_guardian.cli.export import average, calibrate, export
+from slm_guardian.cli.extend import extend
 from slm_guardian.cli.generate import generate
 from slm_guardian.cli.judge import judge_answers
 from slm_guardian.cli.serve import serve
-from slm_guardian.cli.train import train, transfer
+from slm_guardian.cli.train import bases, train
+from slm_guardian.cli.transfer import transfer
 from slm_guardian.errors import GuardianError
 
 app = typer.Typer(
@@ -32,7 +34,9 @@ for command in (
     serve,
     generate,
     transfer,
+    extend,
     train,
+    bases,
     average,
     calibrate,
     evaluate,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from slm_guardian.generate.policy_diff import Affected
+    from slm_guardian.policy import Policy
+
 app = typer.Typer(help="Show, check and compare policies.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(help="Name of a shipped pack (ko, en) or a YAML file.")]
+Name = Annotated[str, typer.Argument(help="Name of a shipped pack (ko, en, id) or a YAML file.")]
 
 
 @app.command()
@@ -62,27 +68,67 @@ def check(
 
 
 @app.command()
-def diff(old: Name, new: Name) -> None:
-    """What changes from one policy to another, key by key. Example: guardian policy diff ko my.yaml"""
+def diff(
+    old: Name,
+    new: Name,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Corpus: which rows are concerned; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write these rows here (.jsonl), with the reasons.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="All texts, also between two languages.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Changes and ids of rows, as JSON.")] = False,
+) -> None:
+    """What changes from one policy to another, in words, and which rows of a corpus that concerns.
+
+    Example: guardian policy diff ko my.yaml --data seed/train.jsonl -o out/concerned.jsonl
+    """
+    import json
+
+    from slm_guardian.errors import InputError
+    from slm_guardian.example import expand, read_examples, write_jsonl
+    from slm_guardian.generate import policy_diff
     from slm_guardian.policy import Policy
 
-    before, after = (_flat(Policy.load(name).model_dump()) for name in (old, new))
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
-            for sign, side in (("-", before), ("+", after)):
-                if key in side:
-                    typer.echo(f"{sign} {key}: {side[key]}")
+    if out and not data:
+        raise InputError("--out needs --data FILE: the corpus whose rows are looked through")
+    before, after = Policy.load(old), Policy.load(new)
+    rows = [row for path in expand(data or []) for row in read_examples(path)[0]]
+    hits = policy_diff.affected(before, after, rows) if data else None
+    if out and hits is not None:
+        write_jsonl(out, (hit.to_dict() for hit in hits))
+    if as_json:
+        typer.echo(json.dumps(policy_diff.as_json(before, after, hits), ensure_ascii=False))
+        return
+    _say_changes(before, after, full)
+    if hits is not None:
+        _say_rows(hits, len(rows))
 
 
-def _flat(value: object, path: str = "") -> dict[str, object]:
-    """Nested values by dotted path; list items by their id where they have one."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = [(v["id"] if isinstance(v, dict) and "id" in v else i, v) for i, v in enumerate(value)]
-    else:
-        return {path: value}
-    flat: dict[str, object] = {}
-    for key, item in items:
-        flat |= _flat(item, f"{path}.{key}" if path else str(key))
-    return flat
+def _say_changes(before: Policy, after: Policy, full: bool) -> None:
+    from slm_guardian.generate.policy_diff import EFFECTS, changes
+
+    found = changes(before, after)
+    if before.language != after.language and not full:
+        typer.echo(f"{before.language} and {after.language} texts are left out: --full prints them\n")
+        found = [
+            c for c in found if c.key in ("id", "version", "language", "category", "action", "threshold")
+        ]
+    for effect, meaning in EFFECTS.items():
+        own = [change.words() for change in found if change.effect == effect]
+        if own:
+            typer.echo(f"{meaning[0].upper()}{meaning[1:]}:")
+            typer.echo("\n".join(f"  {words}" for words in own))
+
+
+def _say_rows(hits: Sequence[Affected], total: int) -> None:
+    from collections import Counter
+
+    typer.echo(f"\n{len(hits):,} of {total:,} rows are concerned" + (":" if hits else "."))
+    counts = Counter((hit.change.category, hit.reason, hit.row.label, hit.label) for hit in hits)
+    for (category, reason, label, wanted), count in counts.most_common():
+        what = (
+            "label to decide" if wanted is None else "label stays" if wanted == label else f"becomes {wanted}"
+        )
+        typer.echo(f"  {count:>6,}  {category}: {label or 'unlabelled'} rows, {reason}; {what}")

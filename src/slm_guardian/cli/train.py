@@ -1,8 +1,7 @@
-"""guardian transfer and guardian train: a base learns Korean, then the policy."""
+"""guardian train: a base learns the policy. guardian bases: which ones to start from."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,70 +13,33 @@ PolicyNames = Annotated[
 ]
 
 
-def transfer(
-    base: Annotated[Path, typer.Option(help="Hugging Face directory of an English BERT-type encoder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the extended model.")],
-    parallel: Files = None,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Labelled files whose words the vocabulary covers.")
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="More files for the vocabulary only (.jsonl).")
-    ] = None,
-    translations: Annotated[Path | None, typer.Option(help="Translations of the rows of --data.")] = None,
-    policy: PolicyNames = None,
-    steps: Annotated[int, typer.Option(help="Alignment steps of 128 sentence pairs.")] = 1200,
-    korean: Annotated[int, typer.Option(help="Korean pieces in the vocabulary.")] = 13_000,
-    english: Annotated[int, typer.Option(help="English pieces kept.")] = 15_000,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-) -> None:
-    """Give an English encoder Korean: extend its vocabulary, align it on parallel text.
+def bases() -> None:
+    """Show the bases that have presets; any other directory or hub id can be trained, too."""
+    from rich.console import Console
+    from rich.table import Table
 
-    Example: guardian transfer --base minilm --parallel 'parallel/*.jsonl' --data seed/train.jsonl -o runs/ko
-    """
-    import random
+    from slm_guardian.train.bases import table
 
-    from slm_guardian.example import expand
-    from slm_guardian.layout import Layout
-    from slm_guardian.train.corpora import parallel as read_parallel
-    from slm_guardian.train.corpora import translated
-    from slm_guardian.train.data import load_corpus
-    from slm_guardian.train.loop import LoopConfig
-    from slm_guardian.train.stages import save
-    from slm_guardian.train.transfer import transfer as align
-    from slm_guardian.train.vocabulary import build_tokenizer
-
-    policies = _policies(policy)
-    corpora = [load_corpus(path) for path in expand(data or [])]
-    own = [e for corpus in corpora for e in corpus.examples]
-    more = [e for path in expand(text or []) for e in load_corpus(path).examples]
-    extra = translated(own, translations) if translations else []
-    pairs = read_parallel(expand(parallel or []), extra)
-    names = _names(policies)
-    texts = [
-        *_texts([*own, *extra]) * 2,
-        *_texts(more),
-        *(side for p in pairs for side in (p.new, p.english)),
-    ]
-    if (out / "tokenizer.json").exists():
-        layout = Layout.load(out)
-    else:
-        layout = Layout(build_tokenizer(base, texts, names, korean, english))
-        out.mkdir(parents=True, exist_ok=True)
-        layout.tokenizer.save(str(out / "tokenizer.json"))
-    random.Random(seed).shuffle(pairs)
-    config = LoopConfig(steps=steps, lr=1e-4, embedding_lr=2e-3, seed=seed, evaluate_every=max(1, steps // 6))
-    model = align(base, layout, pairs[500:], pairs[:500], config, out / "stage")
-    files = [path.name for path in expand([*(parallel or []), *(data or [])])]
-    save(model, layout, out, {"family": "prefix", "stages": {"transfer": {"steps": steps, "files": files}}})
-    typer.echo(f"Extended model: {out}")
+    rows = table()
+    shown = Table(*rows[0], title="guardian train --base NAME (LoRA: rank/alpha, lr: LoRA / full)")
+    for row in rows:
+        shown.add_row(*row.values())
+    Console(width=None if Console().is_terminal else 160).print(shown)
 
 
 def train(
-    base: Annotated[Path, typer.Option(help="Model to train: a Hugging Face directory or an earlier stage.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            help="Model to train: a directory, an earlier stage, a hub id or a name of `guardian bases`."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the trained model.")],
     stage: Annotated[str, typer.Option(help="instruct (language) or safety (joint loss).")] = "safety",
     data: Files = None,
+    chat: Annotated[
+        list[str] | None, typer.Option(help="Chat-format files (`messages`) for --stage instruct.")
+    ] = None,
     noisy: Annotated[
         list[str] | None, typer.Option(help="Public files: half weight, --cap rows an epoch.")
     ] = None,
@@ -91,12 +53,37 @@ def train(
     teacher: Annotated[Path | None, typer.Option(help="English base that --parallel is aligned to.")] = None,
     dev: Annotated[Path | None, typer.Option(help="Labelled file; its AUROC is logged on the way.")] = None,
     policy: PolicyNames = None,
+    lora: Annotated[bool, typer.Option("--lora/--full", help="Train a LoRA, or all weights.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA; the base's preset without it.")] = None,
+    alpha: Annotated[
+        int | None, typer.Option(help="Scale of the LoRA; the base's preset without it.")
+    ] = None,
+    template: Annotated[bool, typer.Option(help="Keep the chat template of the base around a query.")] = True,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4000,
     batch: Annotated[int, typer.Option(help="Rows a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of the body.")] = 1e-4,
-    embedding_lr: Annotated[float, typer.Option(help="Peak learning rate of the embeddings.")] = 3e-4,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens a step, padding included, instead of --batch rows.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate of the body; the base's preset without it.")
+    ] = None,
+    embedding_lr: Annotated[
+        float | None, typer.Option(help="The same of embeddings and new rows; the base's preset without it.")
+    ] = None,
     average: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.999,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
+    checkpointing: Annotated[
+        bool, typer.Option(help="Compute activations twice: less memory, a third more time.")
+    ] = False,
+    fsdp: Annotated[
+        bool,
+        typer.Option(help="With several processes: split the model over them (FSDP2), not copy it (DDP)."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take, and load no weights.")
+    ] = False,
     stop: Annotated[int | None, typer.Option(help="End early, at this step of the same schedule.")] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 120.0,
     answers: Annotated[
         Path | None,
         typer.Option(help="Topic answers (.jsonl) instead of the rows' own responses; needs --teacher."),
@@ -107,81 +94,50 @@ def train(
 ) -> None:
     """Train a stage of a guardian. Stop it at any time; the same command goes on.
 
-    Example: guardian train --base runs/ko --data seed/train.jsonl --dev seed/dev.jsonl -o runs/guardian
-    """
-    import torch
+    On many GPUs: torchrun --nproc-per-node N --no-python guardian train ... (or accelerate launch).
 
+    Example: guardian train --base runs/ko --data seed/train.jsonl --dev seed/dev.jsonl -o runs/guardian
+    Example: guardian train --base qwen3-0.6b --lora --data seed/train.jsonl -o runs/qwen --dry-run
+    """
     from slm_guardian.errors import InputError
-    from slm_guardian.example import expand, read_examples
-    from slm_guardian.train import stages
-    from slm_guardian.train.corpora import safety_corpora
+    from slm_guardian.policy import Policy
+    from slm_guardian.train import session
+    from slm_guardian.train.bases import load_config, resolve, settings_for
     from slm_guardian.train.loop import LoopConfig
+    from slm_guardian.train.stages import StageConfig
+    from slm_guardian.train.tuning import Tuning
 
     if stage not in ("instruct", "safety"):
         raise InputError("--stage is 'instruct' or 'safety'")
-    torch.manual_seed(seed)  # a base may get new pieces, which start at random
-    policies = {p.language: p for p in _policies(policy)}
-    model = stages.load_model(base)
-    layout = stages.prepare(model, base, _names(list(policies.values())))
-    encoder = stages.encoder_for(layout, policies)
-    corpora = safety_corpora(
-        expand(data or []), expand(noisy or []), expand(translations or []), list(policies.values()), cap
-    )
-    typer.echo(f"Read {sum(len(c.examples) for c in corpora):,} rows of {len(corpora)} files")
-    alignment = _alignment(model, layout, parallel, teacher, corpora, out)
-    if answers:
-        typer.echo("Giving harmful rows the answer of their topic")
-        stages.give_topic_answers(corpora, answers, expand(parallel or []), teacher)
+    base = resolve(base)
+    row = settings_for(base, load_config(base).model_type)
     config = LoopConfig(
         steps=steps,
         stop=stop,
-        lr=lr,
-        embedding_lr=embedding_lr,
+        lr=lr if lr is not None else row.lora_lr if lora else row.lr,
+        embedding_lr=row.embedding_lr if embedding_lr is None else embedding_lr,
         average=average,
         seed=seed,
         evaluate_every=max(1, steps // 10),
+        checkpoint_seconds=checkpoint_seconds,
+        bf16=bf16,
+        sharded=fsdp,
     )
-    settings = stages.StageConfig(batch_size=batch, lam=lam, answered=answered)
-    typer.echo(json.dumps(stages.settings(settings, config)))
-    if stage == "instruct":
-        questions = [e for corpus in corpora for e in corpus.examples if e.response]
-        stages.instruct(model, encoder, questions, settings, config, out / "stage", alignment)
-        tokens: list[int] = []
+    files = {"data": data, "noisy": noisy, "translations": translations, "chat": chat, "parallel": parallel}
+    plan = session.Plan(
+        base=base,
+        row=row,
+        stage=stage,
+        out=out,
+        policies=[Policy.load(name) for name in policy or ["ko", "en"]],
+        sources=session.Sources.of(files, cap, teacher, dev, answers),
+        tuning=Tuning(
+            lora, rank or row.rank, alpha or row.alpha, bf16, checkpointing, fsdp, template and row.template
+        ),
+        settings=StageConfig(batch_size=batch, batch_tokens=batch_tokens, lam=lam, answered=answered),
+        config=config,
+    )
+    if dry_run:
+        typer.echo("\n".join(session.dry_run(plan)))
     else:
-        rows = read_examples(dev)[0] if dev else []
-        tokens = stages.safety(model, encoder, corpora, rows, settings, config, out / "stage", alignment)
-    manifest = stages.read_manifest(base)
-    manifest = stages.extended(
-        manifest, stage, model, encoder, corpora, stages.settings(settings, config), tokens
-    )
-    stages.save(model, layout, out, manifest)
-    typer.echo(f"Trained model: {out}")
-
-
-def _policies(names: list[str] | None) -> list:  # type: ignore[type-arg]
-    from slm_guardian.policy import Policy
-
-    return [Policy.load(name) for name in names or ["ko", "en"]]
-
-
-def _names(policies: list) -> list[str]:  # type: ignore[type-arg]
-    categories = dict.fromkeys(c.id for p in policies for c in p.categories)
-    return [*categories, *sorted({fact for p in policies for fact in p.facts})]
-
-
-def _texts(examples: list) -> list[str]:  # type: ignore[type-arg]
-    return [text for e in examples for text in (e.text, e.response) if text]
-
-
-def _alignment(model, layout, parallel, teacher, corpora, out):
-    """The alignment loss, when --parallel and --teacher are given."""
-    from slm_guardian.example import expand
-    from slm_guardian.train.corpora import parallel as read_parallel
-    from slm_guardian.train.transfer import Alignment, teacher_vectors
-
-    if not parallel or not teacher:
-        return None
-    extra = [e for corpus in corpora for e in corpus.examples if "original" in e.extra]
-    pairs = read_parallel(expand(parallel), extra)
-    vectors = teacher_vectors(teacher, pairs, out.parent)  # shared by sibling runs
-    return Alignment(model, layout, pairs, vectors)
+        session.train(plan, typer.echo)

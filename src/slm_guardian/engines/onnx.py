@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from slm_guardian.engines import State
+from slm_guardian.engines import State, Tokens
+from slm_guardian.engines.decoding import Stepwise
 from slm_guardian.errors import ModelError
 from slm_guardian.layout import Layout
 
@@ -27,8 +28,12 @@ class OnnxState:
     values: np.ndarray
     length: int
 
+    def scores(self, tokens: Tokens) -> np.ndarray:
+        """Logits of `tokens` as the next one: (tokens,)."""
+        return self.logits[tokens]
 
-class OnnxEngine:
+
+class OnnxEngine(Stepwise):
     """Runs `model.onnx` as `slm_guardian.train.onnx_graph` writes it.
 
     Each sequence runs by itself, on one thread, several side by side: int8 activations are scaled over what

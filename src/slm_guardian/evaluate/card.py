@@ -11,7 +11,7 @@ def render(
     manifest: Mapping[str, Any], metrics: Mapping[str, Any] | None, answered: Mapping[str, Any] | None
 ) -> str:
     """Markdown of guardian.json, metrics.json (or None) and the answers' numbers (or None)."""
-    parts = [_head(manifest), _data(manifest), _training(manifest), _calibration(manifest)]
+    parts = [_head(manifest), provenance(manifest)]
     if metrics:
         parts.append(_metrics(metrics))
     if answered:
@@ -23,6 +23,11 @@ def render(
         )
     parts.append(_LIMITS)
     return "\n\n".join(parts) + "\n"
+
+
+def provenance(manifest: Mapping[str, Any]) -> str:
+    """Data, training and calibration, as guardian.json holds them."""
+    return "\n\n".join((_data(manifest), _training(manifest), _calibration(manifest)))
 
 
 _LIMITS = """## Limits

@@ -52,14 +52,15 @@ def apply(
 
 
 def language_is(lang: str) -> Filter:
-    """Rows in another language than `lang` ('ko' or 'en'), or in a script that neither uses."""
+    """Rows in another language than `lang`, or in a script that is neither Hangul nor Latin."""
 
     def check(row: Example) -> str | None:
         letters = list(filter(str.isalpha, shadow(row.text)))
         foreign = sum(
             not (c.isascii() or c <= "\u024f" or "가" <= c <= "힣" or "ㄱ" <= c <= "ㅣ") for c in letters
         )
-        is_other = not letters or foreign > 0.5 * len(letters) or language("".join(letters)) != lang
+        found = language(shadow(row.text), (lang, "ko", "en"))
+        is_other = not letters or foreign > 0.5 * len(letters) or found != lang
         return "wrong language" if is_other else None
 
     return check

@@ -11,7 +11,7 @@ from importlib.resources import files
 from slm_guardian.example import Example, Reject
 from slm_guardian.generate.backends import Request
 
-LANGUAGES = {"ko": "Korean", "en": "English"}
+LANGUAGES = {"ko": "Korean", "en": "English", "id": "Indonesian"}
 _ITEM = re.compile(r"^\s*(\d{1,6})\s*[.)]\s*(.*\S)\s*$")
 _HANGUL = re.compile(r"[가-힣ㄱ-ㅎㅏ-ㅣ]")
 _DIGITS = re.compile(r"\d{3,}")

@@ -57,7 +57,10 @@ def calibrate(
     limits: dict[str, Any] = {}
     for lang, policy in guardian.policies.items():
         safe = harm[np.array([e.lang == lang for e in dev]) & ~labels]
-        own = ([e for e in pool if language(e.text) == lang] for pool in pools)
+        own = (
+            [e for e in pool if (e.lang or language(e.text, list(guardian.policies))) == lang]
+            for pool in pools
+        )
         benign = [_sigmoid(_logits(guardian, pool) / temperature) for pool in own]
         limits[policy.id] = max(_limit(safe, dev_fpr), *(_limit(scores, fpr) for scores in benign), 0.0)
     calibration = {

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from slm_guardian.example import Example, policy_examples, read_json_lines
+from slm_guardian.errors import DataError
+from slm_guardian.example import Example, policy_examples, read_json_lines, read_rows, to_examples
 from slm_guardian.policy import Policy
+from slm_guardian.text import language
 from slm_guardian.train.data import Corpus, load_corpus
 from slm_guardian.train.transfer import Pair
 
@@ -29,13 +32,49 @@ def translated(originals: Sequence[Example], path: Path) -> list[Example]:
 
 
 def parallel(paths: Iterable[Path], translations: Sequence[Example] = ()) -> list[Pair]:
-    """Sentence pairs of parallel files (`ko`, `en`) and of translated examples, each pair once."""
-    pairs = [Pair(row["ko"], row["en"]) for path in paths for row in read_json_lines(path, "ko", "en")]
+    """Sentence pairs of parallel files and of translated examples, each pair once.
+
+    A row holds the English side as `en` and the other one under its language, such as `ko` or `id`.
+    """
+    pairs = [pair for path in paths for pair in _file_pairs(path)]
     for example in translations:
         original = example.extra["original"]
         korean, english = (example.text, original) if example.lang == "ko" else (original, example.text)
         pairs.append(Pair(korean, english))
     return list(dict.fromkeys(pairs))
+
+
+def _file_pairs(path: Path) -> list[Pair]:
+    rows = read_json_lines(path, "en")
+    other = next((key for key in (rows[0] if rows else {}) if len(key) == 2 and key != "en"), None)
+    if rows and other is None:
+        raise DataError(f"{path}:1: no other language beside `en`: a pair is {{'en': ..., 'ko': ...}}")
+    return [Pair(row[other], row["en"]) for row in read_json_lines(path, "en", other)] if other else []
+
+
+def chat_corpus(path: Path) -> Corpus:
+    """The first question and answer of each conversation of a chat-format file, for the instruction stage.
+
+    A row holds `messages` (role, content), or `conversations` (from, value). Later turns need what was said before.
+    """
+    examples, rejects = to_examples(path, read_rows(path), _first_turns)
+    return Corpus(path, examples, rejects)
+
+
+def _first_turns(row: dict[str, Any]) -> Example:
+    turns = row.get("messages") or row.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("no list of 'messages'")
+    said = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
+    said = [(role, text) for role, text in said if role != "system"]
+    roles = [role for role, _ in said[:2]]
+    if roles not in (["user", "assistant"], ["human", "gpt"]) or not all(
+        isinstance(t, str) for _, t in said[:2]
+    ):
+        raise ValueError("does not begin with a question and its answer")
+    (_, question), (_, answer) = said[:2]
+    source, licence = row.get("source") or "chat", row.get("licence")
+    return Example(question, "safe", lang=language(question), response=answer, source=source, licence=licence)
 
 
 def safety_corpora(

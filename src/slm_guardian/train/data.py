@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Encoder:
     ) -> Row:
         """`query <|pred|> <|safe|>` or `query <|pred|> <|harm|> category <|expl|> response <|end|>`."""
         layout = self.layout
-        query = layout.query(display(text or example.text))[:MAX_QUERY]
+        query = layout.framed(display(text or example.text), MAX_QUERY)
         if example.label == "safe":
             return Row([*query, layout.pred], len(query), label=0, weight=weight)
         ids = [*query, layout.pred, layout.harm]
@@ -109,9 +109,9 @@ class Encoder:
 
     def instruction(self, example: Example) -> Row | None:
         """`query <|expl|> answer <|end|>`: language without a verdict, for the first stage."""
-        query = self.layout.query(display(example.text))[:MAX_QUERY]
+        query = self.layout.framed(display(example.text), MAX_QUERY)
         answer = self.response(example)
-        if not query or answer is None:
+        if len(query) == self.layout.around or answer is None:
             return None
         return Row([*query, self.layout.expl, *answer, self.layout.end], len(query), answer=len(query))
 
@@ -147,7 +147,7 @@ def clean_response(example: Example, policy: Policy | None) -> tuple[str | None,
     text = text.replace("’", "'").replace("‘", "'")
     if policy is None:
         return None, "no policy for the language"
-    if language(text) != policy.language:
+    if language(text, (policy.language, "ko", "en")) != policy.language:
         return None, "response in another language"
     if not text.endswith((".", "!", "?", "요", "다")):
         return None, "unfinished response"
@@ -158,10 +158,19 @@ def clean_response(example: Example, policy: Policy | None) -> tuple[str | None,
 
 
 class Epochs:
-    """Batches by step: every epoch draws, perturbs, shuffles and sorts rows anew, by seed and epoch alone."""
+    """Batches by step: every epoch draws, perturbs, shuffles and sorts rows anew, by seed and epoch alone.
 
-    def __init__(self, draw: Callable[[random.Random], list[Row]], batch_size: int, seed: int) -> None:
-        self.draw, self.batch_size, self.seed = draw, batch_size, seed
+    `tokens` makes batches of as many rows as fit into it with their padding, instead of `batch_size` rows.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[random.Random], list[Row]],
+        batch_size: int,
+        seed: int,
+        tokens: int | None = None,
+    ) -> None:
+        self.draw, self.batch_size, self.seed, self.tokens = draw, batch_size, seed, tokens
         self._epoch = -1
         self._batches: list[list[Row]] = []
         self.steps_per_epoch = len(self._load(0))
@@ -184,11 +193,23 @@ class Epochs:
                 for start in range(0, len(rows), block)
                 for row in sorted(rows[start : start + block], key=lambda r: len(r.ids))
             ]
-            size = self.batch_size
-            batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+            batches = list(self._batched(ordered))
             rng.shuffle(batches)
             self._epoch, self._batches = epoch, batches
         return self._batches
+
+    def _batched(self, rows: list[Row]) -> Iterator[list[Row]]:
+        if self.tokens is None:
+            yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
+            return
+        batch, longest = [], 0
+        for row in rows:
+            longest = max(longest, len(row.ids))
+            if batch and longest * (len(batch) + 1) > self.tokens:
+                yield batch
+                batch, longest = [], len(row.ids)
+            batch.append(row)
+        yield batch
 
 
 def safety_rows(
@@ -202,7 +223,7 @@ def safety_rows(
             for example in corpus.draw(rng):
                 text = perturb(example.text, rng) if rng.random() < perturbed else None
                 row = encoder.safety(example, corpus.weight, text, answer=rng.random() < answered)
-                if row.prefix:
+                if row.prefix > encoder.layout.around:
                     rows.append(row)
         return rows
 

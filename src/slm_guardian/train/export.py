@@ -33,7 +33,7 @@ def export_onnx(model_dir: Path, out: Path, answers: Path | None = None) -> dict
     config = model.config
     if config.model_type != "bert":
         raise ModelError(
-            f"{model_dir} is a causal model: serve it as it is, ONNX export is for prefix models"
+            f"{model_dir} is a causal model, which ONNX export does not write: use --to hf or --to gguf"
         )
     state = {k: v.detach().cpu().numpy().astype(np.float32) for k, v in model.state_dict().items()}
     graph = build(state, config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps)

@@ -7,12 +7,10 @@ so a run that was killed goes on exactly where its last checkpoint was.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import (
@@ -24,10 +22,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from slm_guardian.errors import GuardianError
 from slm_guardian.example import write_json
+from slm_guardian.train import parallel
+from slm_guardian.train.checkpoint import Average, Run
 
 Objective = Callable[[int], dict[str, Tensor]]
 Evaluation = Callable[[], dict[str, float]]
@@ -39,7 +38,7 @@ class LoopConfig:
 
     `stop` ends the stage early, on the way of the same schedule: for a stage that goes on with other data.
     `average` is the decay of an exponential moving average of the weights, which is what is evaluated and kept
-    (Izmailov et al. 2018, 1803.05407); 0 keeps the last weights.
+    (Izmailov et al. 2018, 1803.05407); 0 keeps the last weights. `sharded` splits the model over the processes.
     """
 
     steps: int
@@ -54,6 +53,7 @@ class LoopConfig:
     evaluate_every: int = 0
     checkpoint_seconds: float = 120.0
     bf16: bool = True
+    sharded: bool = False
 
 
 def device() -> torch.device:
@@ -71,95 +71,75 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
+    together = parallel.distributed(model, config.sharded)
     optimizer = _optimizer(model, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
-    average = AveragedModel(model, multi_avg_fn=_moving_average(config.average))
-    state = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    state = Run(model, optimizer, schedule, Average(model, config.average))
     start, end = _restore(out, state, config), config.stop or config.steps
     if start >= end:
-        return _swap(model, average)
+        return state.average.swap()
     model.train()
     step, saved = start, time.monotonic()
     try:
         with _progress() as bar:
             task = bar.add_task(out.name, total=end, completed=start, info="")
             for step in range(start, end):
-                parts = _update(model, objective, optimizer, schedule, config, step)
-                average.update_parameters(model)
+                parts = _update(state, lambda: together(lambda: objective(step)), config)  # noqa: B023
+                state.average.update()
                 last = step + 1 == end
                 if step % 20 == 0 or last:
-                    _log(out, {"step": step, **{k: round(v.item(), 5) for k, v in parts.items()}})
-                    bar.update(task, info=" ".join(f"{k} {v.item():.3f}" for k, v in parts.items()))
+                    values = parallel.mean(parts)
+                    _log(out, {"step": step, **{k: round(v, 5) for k, v in values.items()}})
+                    bar.update(task, info=" ".join(f"{k} {v:.3f}" for k, v in values.items()))
                 bar.update(task, completed=step + 1)
                 if evaluate and config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last):
-                    _log(out, {"step": step, **_evaluated(model, average, evaluate)})
-                if last or time.monotonic() - saved > config.checkpoint_seconds:
-                    _checkpoint(out, state, step + 1, config)
+                    _log(out, {"step": step, **_evaluated(state, lambda: together(evaluate))})
+                if parallel.agree(last or time.monotonic() - saved > config.checkpoint_seconds):
+                    state.save(out, step + 1, config)
                     saved = time.monotonic()
     except KeyboardInterrupt:
-        _checkpoint(out, state, step, config)
+        if parallel.size() == 1:  # others may be at another step: they go on from the last checkpoint
+            state.save(out, step, config)
         raise GuardianError(f"stopped at step {step} of {end}: run the same command to go on") from None
     except OSError as error:
         raise GuardianError(
             f"cannot write to {out} ({error.strerror}): free some space, then run again"
         ) from error
-    _swap(model, average)
-    draw_curves(out)
-    write_json(out / "done.json", asdict(config))
+    state.average.swap()
+    if parallel.rank() == 0:
+        draw_curves(out)
+        write_json(out / "done.json", asdict(config))
 
 
-def _update(
-    model: nn.Module,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    config: LoopConfig,
-    step: int,
-) -> dict[str, Tensor]:
+def _update(state: Run, objective: Callable[[], dict[str, Tensor]], config: LoopConfig) -> dict[str, Tensor]:
     with torch.autocast(device().type, torch.bfloat16, enabled=config.bf16):
-        parts = objective(step)
+        parts = objective()
     parts["loss"].backward()
-    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
-    schedule.step()
-    optimizer.zero_grad(set_to_none=True)
+    nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    state.optimizer.step()
+    state.schedule.step()
+    state.optimizer.zero_grad(set_to_none=True)
     return parts
 
 
-def _evaluated(model: nn.Module, average: AveragedModel, evaluate: Evaluation) -> dict[str, float]:
-    model.eval()
-    _swap(model, average)
+def _evaluated(state: Run, evaluate: Evaluation) -> dict[str, float]:
+    state.model.eval()
+    state.average.swap()
     try:
         with torch.no_grad():
             values = evaluate()
     finally:
-        _swap(model, average)
-    model.train()
+        state.average.swap()
+    state.model.train()
     return {k: round(v, 5) for k, v in values.items()}
 
 
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Update of the moving average; its window grows with the run, so that a short one forgets its start."""
-
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        n = int(count)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, count)
-
-    return update
-
-
-def _swap(model: nn.Module, average: AveragedModel) -> None:
-    """Exchange the weights of the model and of its average."""
-    for ours, averaged in zip(model.parameters(), average.module.parameters(), strict=True):
-        ours.data, averaged.data = averaged.data, ours.data
-
-
 def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW with a rate of its own for embeddings; no decay for biases, norms and embeddings."""
+    """AdamW with a rate of its own for embeddings and new rows; no decay for biases, norms and these."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            embedding = "embed" in name and parameter.ndim == 2
+            embedding = ("embed" in name or "token_adapter" in name) and parameter.ndim == 2
             decay = 0.0 if embedding or parameter.ndim < 2 else config.weight_decay
             groups.setdefault((config.embedding_lr if embedding else config.lr, decay), []).append(parameter)
     settings = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
@@ -171,41 +151,20 @@ def _rate(step: int, config: LoopConfig) -> float:
     return (step + 1) / warm if step < warm else max(0.0, (config.steps - step) / max(1, config.steps - warm))
 
 
-def _checkpoint(out: Path, state: dict[str, Any], step: int, config: LoopConfig) -> None:
-    partial = out / "checkpoint.pt.partial"
-    saved = {name: part.state_dict() for name, part in state.items()}
-    torch.save({**saved, "step": step, "rng": torch.get_rng_state(), "config": asdict(config)}, partial)
-    os.replace(partial, out / "checkpoint.pt")
-
-
-def _restore(out: Path, state: dict[str, Any], config: LoopConfig) -> int:
-    path = out / "checkpoint.pt"
-    if not path.exists():
-        (out / "metrics.jsonl").unlink(missing_ok=True)
-        return 0
-    saved = torch.load(path, map_location=device(), weights_only=True)
-    if _settings(saved["config"]) != _settings(asdict(config)):
-        raise GuardianError(f"{path} belongs to other settings: choose another --out or remove it")
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
-    torch.set_rng_state(saved["rng"].cpu())
-    _drop_after(out / "metrics.jsonl", saved["step"])
-    return int(saved["step"])
-
-
-def _settings(config: dict[str, object]) -> dict[str, object]:
-    """What must not change between a checkpoint and the run that goes on from it: all but the place to stop."""
-    return {key: value for key, value in config.items() if key != "stop"}
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint: those steps are run again."""
-    if path.exists():
-        kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] < step]
-        path.write_text("".join(line + "\n" for line in kept), "utf-8")
+def _restore(out: Path, state: Run, config: LoopConfig) -> int:
+    """The step to go on from; what was logged after its checkpoint is forgotten: those steps are run again."""
+    path, log = out / "checkpoint.pt", out / "metrics.jsonl"
+    step = state.load(path, config) if path.exists() else 0
+    if parallel.rank() == 0 and log.exists():
+        lines = log.read_text("utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a kill may leave half a line
+        log.write_text("".join(line for line in whole if json.loads(line)["step"] < step), "utf-8")
+    return step
 
 
 def _log(out: Path, row: dict[str, float]) -> None:
+    if parallel.rank() > 0:
+        return
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -217,7 +176,13 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TextColumn("{task.fields[info]}"),
     )
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), refresh_per_second=1)
+    return Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        refresh_per_second=1,
+        disable=parallel.rank() > 0,
+    )
 
 
 def draw_curves(out: Path) -> None:

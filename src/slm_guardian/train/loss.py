@@ -9,7 +9,7 @@ weighted and whether they share a sequence; here they do, and λ is a setting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slm_guardian.layout import Layout
+from slm_guardian.train import parallel
 from slm_guardian.train.data import Row, padded, prefix_mask
 
 
@@ -46,11 +47,21 @@ def logits(model: PreTrainedModel, hidden: Tensor, tokens: Sequence[int] | None 
     if is_prefix(model):
         hidden, weight, bias = head.transform(hidden), head.decoder.weight, head.bias
     else:
-        weight, bias = head.weight, head.bias
+        weight, bias = head.weight, getattr(head, "bias", None)  # PEFT's wrapper has only the weight
     if tokens is not None:
         chosen = torch.tensor(tokens, device=weight.device)
         weight, bias = weight[chosen], None if bias is None else bias[chosen]
-    return F.linear(hidden, weight, bias)
+    return _as_the_model_does(model.config, F.linear(hidden, weight, bias))
+
+
+def _as_the_model_does(config: Any, scores: Tensor) -> Tensor:
+    """What some causal models do after their head: Gemma 2 bounds the logits, HyperCLOVA X and Granite scale them."""
+    config = config.get_text_config()
+    if cap := getattr(config, "final_logit_softcapping", None):
+        return cap * torch.tanh(scores / cap)
+    if scale := getattr(config, "logits_scaling", None):
+        return scores * scale if config.model_type == "hyperclovax" else scores / scale
+    return scores
 
 
 class JointLoss:
@@ -73,40 +84,47 @@ class JointLoss:
         self._place = {token: i for i, token in enumerate(answer_tokens or [])}
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """`loss` and its parts (`pred`, `category`, `answer`), means over the rows that have them."""
-        hidden = hidden_states(self.model, rows, self.layout.end)
-        parts = {"pred": self._pred(hidden, rows), "category": self._category(hidden, rows)}
-        parts["answer"] = self._answer(hidden, rows)
-        parts = {k: v for k, v in parts.items() if v is not None}
+        """`loss` and its parts (`pred`, `category`, `answer`), means over the rows that have them.
+
+        With several processes each one sees its share of the rows, and the mean over them is the value of all rows.
+        """
+        mine = parallel.share(rows) or [Row(rows[0].ids, 0)]  # a process without rows takes part all the same
+        hidden = hidden_states(self.model, mine, self.layout.end)
+        parts = {
+            "pred": self._pred(hidden, mine, rows),
+            "category": self._category(hidden, mine, rows),
+            "answer": self._answer(hidden, mine, rows),
+        }
+        parts = {k: v * parallel.size() for k, v in parts.items() if v is not None}
         zero = hidden.new_zeros(())
         explained = parts.get("category", zero) + parts.get("answer", zero)
         loss = parts.get("pred", zero) + self.lam * explained
         return {"loss": loss, **{k: v.detach() for k, v in parts.items()}}
 
-    def _pred(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor | None:
+    def _pred(self, hidden: Tensor, rows: Sequence[Row], everyone: Sequence[Row]) -> Tensor | None:
+        total = self._weights(r for r in everyone if r.label is not None)
         chosen = [(i, r) for i, r in enumerate(rows) if r.label is not None]
         if not chosen:
-            return None
+            return self._nothing(hidden, total)
         states = hidden[[i for i, _ in chosen], [r.prefix for _, r in chosen]]
         targets = torch.tensor([r.label for _, r in chosen], device=hidden.device)
-        weights = torch.tensor([r.weight for _, r in chosen], device=hidden.device)
         scores = logits(self.model, states, self.labels).float()
         losses = F.cross_entropy(scores, targets, reduction="none", label_smoothing=self.smoothing)
-        return (losses * weights).sum() / weights.sum()
+        return (losses * self._weights(r for _, r in chosen)).sum() / total.sum()
 
-    def _category(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor | None:
+    def _category(self, hidden: Tensor, rows: Sequence[Row], everyone: Sequence[Row]) -> Tensor | None:
+        total = self._weights(r for r in everyone if r.category is not None)
         chosen = [(i, r) for i, r in enumerate(rows) if r.category is not None]
         if not chosen:
-            return None
+            return self._nothing(hidden, total)
         states = hidden[[i for i, _ in chosen], [r.prefix + 1 for _, r in chosen]]
         targets = torch.tensor([r.category for _, r in chosen], device=hidden.device)
-        weights = torch.tensor([r.weight for _, r in chosen], device=hidden.device)
-        losses = F.cross_entropy(
-            logits(self.model, states, self.categories).float(), targets, reduction="none"
-        )
-        return (losses * weights).sum() / weights.sum()
+        scores = logits(self.model, states, self.categories).float()
+        losses = F.cross_entropy(scores, targets, reduction="none")
+        return (losses * self._weights(r for _, r in chosen)).sum() / total.sum()
 
-    def _answer(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor | None:
+    def _answer(self, hidden: Tensor, rows: Sequence[Row], everyone: Sequence[Row]) -> Tensor | None:
+        total = sum(len(r.ids) - 1 - r.answer for r in everyone if r.answer is not None)
         places = [
             (i, p)
             for i, r in enumerate(rows)
@@ -114,11 +132,19 @@ class JointLoss:
             for p in range(r.answer, len(r.ids) - 1)
         ]
         if not places:
-            return None
+            return self._nothing(hidden, range(total))
         states = hidden[[i for i, _ in places], [p for _, p in places]]
         tokens = [rows[i].ids[p + 1] for i, p in places]
         targets = torch.tensor([self._place.get(t, t) for t in tokens], device=hidden.device)
-        return F.cross_entropy(logits(self.model, states, self.answer_tokens).float(), targets)
+        scores = logits(self.model, states, self.answer_tokens).float()
+        return F.cross_entropy(scores, targets) * (len(places) / total)
+
+    def _weights(self, rows: Iterable[Row]) -> Tensor:
+        return torch.tensor([row.weight for row in rows], device=self.model.device)
+
+    def _nothing(self, hidden: Tensor, everyone: Sized) -> Tensor | None:
+        """No term where no process has it; else a zero that depends on every weight: DDP waits for their gradients."""
+        return logits(self.model, hidden[:1, 0], self.labels).sum() * 0 if len(everyone) else None
 
 
 @torch.no_grad()

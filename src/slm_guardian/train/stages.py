@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,19 @@ from slm_guardian.answers import learn_casing
 from slm_guardian.errors import DataError, InputError, ModelError
 from slm_guardian.evaluate.metrics import auroc
 from slm_guardian.example import Example, write_json
-from slm_guardian.layout import SPECIAL_TOKENS, Layout, piece
+from slm_guardian.layout import Layout
 from slm_guardian.policy import Policy
-from slm_guardian.train.corpora import parallel
+from slm_guardian.train import lora, parallel, pieces
+from slm_guardian.train.bases import base_of
+from slm_guardian.train.corpora import parallel as read_parallel
 from slm_guardian.train.data import Corpus, Encoder, Epochs, Row, safety_rows
 from slm_guardian.train.loop import LoopConfig, device, run
 from slm_guardian.train.loss import JointLoss, is_prefix, judge
 from slm_guardian.train.topics import answer_by_topic, read_topics
 from slm_guardian.train.transfer import Alignment, Teacher
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 transformers_logging.set_verbosity_error()  # its loading report is about heads that nobody uses
 transformers_logging.disable_progress_bar()
@@ -33,7 +38,10 @@ transformers_logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What a stage sees. λ weighs category and response against the label."""
+    """What a stage sees. λ weighs category and response against the label.
+
+    `batch_tokens` bounds a batch by what it holds with its padding, over all processes, instead of by rows.
+    """
 
     batch_size: int = 64
     lam: float = 0.5
@@ -42,96 +50,102 @@ class StageConfig:
     answered: float = 0.4
     align_every: int = 8
     align_batch: int = 64
+    batch_tokens: int | None = None
 
 
-def load_model(directory: Path) -> PreTrainedModel:
-    """Load a prefix (BERT) or causal model from a Hugging Face directory or hub id, in float32.
+def load_model(
+    directory: str | Path, dtype: torch.dtype = torch.float32, on: torch.device | str | None = None
+) -> PreTrainedModel:
+    """Load a prefix (BERT) or causal model from a Hugging Face directory or hub id; a LoRA merged into its base.
 
     Raises ModelError when it cannot be loaded.
     """
+    model = load_base(directory, dtype, on)
+    return lora.merged(model, str(directory)) if lora.is_adapter(directory) else model
+
+
+def load_base(
+    directory: str | Path, dtype: torch.dtype = torch.float32, on: torch.device | str | None = None
+) -> PreTrainedModel:
+    """Load the model of a directory or hub id; of a LoRA directory, what it was trained on."""
+    base = base_of(directory)
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(base)
         family: Any = BertForMaskedLM if config.model_type == "bert" else AutoModelForCausalLM
         # Measured: explicit attention is 1.4 x faster than the fused one for these lengths on a CPU.
         extra: dict[str, Any] = {"attn_implementation": "eager"} if config.model_type == "bert" else {}
-        model = family.from_pretrained(directory, dtype=torch.float32, **extra)
+        return family.from_pretrained(base, dtype=dtype, **extra).to(on or device())
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{directory} cannot be loaded as a model: pass a Hugging Face directory") from error
-    return model.to(device())
+        raise ModelError(f"{base} cannot be loaded as a model: pass a Hugging Face directory") from error
 
 
-def prepare(model: PreTrainedModel, directory: Path, names: Sequence[str]) -> Layout:
-    """The layout of a base; a causal base gets the special tokens and policy pieces that it lacks."""
-    from tokenizers import Tokenizer
+def prepare(
+    model: PreTrainedModel,
+    directory: str | Path,
+    names: Mapping[str, str] | Sequence[str],
+    template: bool = True,
+) -> Layout:
+    """The layout of a base; a causal base gets the special tokens and policy pieces that it lacks.
 
-    tokenizer = Tokenizer.from_file(str(Path(directory) / "tokenizer.json"))
-    missing = [t for t in (*SPECIAL_TOKENS, *map(piece, names)) if tokenizer.token_to_id(t) is None]
+    `names` may hold words that say what a category means. An earlier stage keeps its frame around a query; a new base
+    gets that of its chat `template`, if it has one. Raises ModelError for a prefix base that lacks pieces.
+    """
+    words = names if isinstance(names, Mapping) else dict.fromkeys(names, "")
+    layout, missing = pieces.read_layout(str(directory), words, template and not is_prefix(model))
     if missing and is_prefix(model):
         raise ModelError(
             f"the tokenizer lacks {len(missing)} pieces of the policy: run `guardian transfer` first"
         )
-    tokenizer.add_special_tokens([t for t in missing if t in SPECIAL_TOKENS])
-    tokenizer.add_tokens([t for t in missing if t not in SPECIAL_TOKENS])
-    embeddings: Any = model.get_input_embeddings()
-    if tokenizer.get_vocab_size() > embeddings.weight.shape[0]:
-        model.resize_token_embeddings(tokenizer.get_vocab_size())
-    return Layout(tokenizer)
+    pieces.add_rows(model, layout, words, missing)
+    return layout
 
 
-def instruct(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    answered: Sequence[Example],
-    stage: StageConfig,
-    config: LoopConfig,
-    out: Path,
-    alignment: Alignment | None = None,
-) -> None:
-    """Stage 1: answers to questions. Short: it teaches the form of an answer, the next stage its substance."""
-    rows = [row for row in map(encoder.instruction, answered) if row]
-    if not rows:
-        raise DataError("no answered queries: pass --data FILE whose rows have a `response`")
-
-    def draw(rng: random.Random) -> list[Row]:
-        return list(rows)
-
-    tokens = answer_tokens(rows)
-    loss = JointLoss(model, encoder.layout, encoder.categories, 1.0, 0.0, tokens)
-    run(
-        model,
-        _with_alignment(loss, Epochs(draw, stage.batch_size, config.seed), stage, alignment),
-        config,
-        out,
-    )
-
-
-def safety(
+def train(
+    stage: str,
     model: PreTrainedModel,
     encoder: Encoder,
     corpora: Sequence[Corpus],
     dev: Sequence[Example],
-    stage: StageConfig,
+    settings: StageConfig,
     config: LoopConfig,
     out: Path,
     alignment: Alignment | None = None,
 ) -> list[int]:
-    """Stage 2: the joint loss over all corpora; AUROC on `dev` per language is logged on the way.
+    """Train one stage; AUROC on `dev` per language is logged on the way of the second.
 
-    Returns the tokens that answers are made of.
+    Stage 1, `instruct`: answers to questions. Short: it teaches the form of an answer, the next stage its substance.
+    Stage 2, `safety`: the joint loss over all corpora. Returns the tokens that its answers are made of.
     """
-    if not corpora or not any(c.examples for c in corpora):
-        raise DataError("no labelled rows: pass --data FILE with `text` and `label`")
-    draw = safety_rows(corpora, encoder, stage.perturbed, stage.answered)
-    answered = (encoder.safety(e) for corpus in corpora for e in corpus.examples if e.response)
-    tokens = answer_tokens([row for row in answered if row.answer is not None])
-    loss = JointLoss(model, encoder.layout, encoder.categories, stage.lam, stage.smoothing, tokens)
-    rejected = encoder.rejects.copy()  # each epoch counts them again
-    epochs = Epochs(draw, stage.batch_size, config.seed)
-    objective = _with_alignment(loss, epochs, stage, alignment)
-    evaluate = (lambda: dev_auroc(model, encoder, dev)) if dev else None
-    run(model, objective, config, out, evaluate)
+    epochs, tokens = epochs_for(stage, encoder, corpora, settings, config)
+    first = stage == "instruct"
+    lam, smoothing = (1.0, 0.0) if first else (settings.lam, settings.smoothing)
+    loss = JointLoss(model, encoder.layout, encoder.categories, lam, smoothing, tokens)
+    rejected = encoder.rejects.copy()
+    evaluate = (lambda: dev_auroc(model, encoder, dev)) if dev and not first else None
+    run(model, _with_alignment(loss, epochs, settings, alignment), config, out, evaluate)
     encoder.rejects = rejected
-    return tokens
+    return [] if first else tokens
+
+
+def epochs_for(
+    stage: str, encoder: Encoder, corpora: Sequence[Corpus], settings: StageConfig, config: LoopConfig
+) -> tuple[Epochs, list[int]]:
+    """The batches of a stage, and the tokens that its answers are made of. Raises DataError without usable rows."""
+    examples = [e for corpus in corpora for e in corpus.examples]
+    if stage == "instruct":
+        rows = [row for row in map(encoder.instruction, (e for e in examples if e.response)) if row]
+        if not rows:
+            raise DataError("no answered queries: pass --data or --chat FILE whose rows have answers")
+        draw: Callable[[random.Random], list[Row]] = lambda rng: list(rows)  # noqa: E731
+    else:
+        if not examples:
+            raise DataError("no labelled rows: pass --data FILE with `text` and `label`")
+        draw = safety_rows(corpora, encoder, settings.perturbed, settings.answered)
+        rows = [row for e in examples if e.response for row in [encoder.safety(e)] if row.answer is not None]
+    rejected = encoder.rejects.copy()  # each epoch counts them again
+    epochs = Epochs(draw, settings.batch_size, config.seed, settings.batch_tokens)
+    encoder.rejects = rejected
+    return epochs, answer_tokens(rows)
 
 
 def answer_tokens(rows: Sequence[Row]) -> list[int]:
@@ -147,7 +161,7 @@ def give_topic_answers(
         raise InputError("--answers needs --teacher DIR: an English encoder that places queries in topics")
     encoder, topics = Teacher(teacher), read_topics(answers)
     rows = [e for corpus in corpora for e in corpus.examples]
-    pairs = parallel(parallel_files, [e for e in rows if "original" in e.extra])
+    pairs = read_parallel(parallel_files, [e for e in rows if "original" in e.extra])
     for corpus in corpora:
         if corpus.cap is None:  # our own rows: labels of public ones are too noisy to answer by
             corpus.examples = answer_by_topic(corpus.examples, topics, pairs, encoder)
@@ -168,15 +182,36 @@ def dev_auroc(model: PreTrainedModel, encoder: Encoder, dev: Sequence[Example]) 
     return result
 
 
-def save(model: PreTrainedModel, layout: Layout, out: Path, manifest: dict[str, object]) -> None:
-    """Write a plain Hugging Face directory; `guardian.json`, with the manifest, comes last."""
+def save(
+    model: PreTrainedModel | PeftModel,
+    layout: Layout,
+    out: Path,
+    manifest: dict[str, object],
+    base: str | None = None,
+) -> None:
+    """Write a plain Hugging Face or PEFT directory, with the tokenizer's files of `base`; `guardian.json` comes last.
+
+    All processes have to call it; the first one writes.
+    """
+    state = parallel.whole_state(model)
+    if parallel.rank() > 0:
+        return
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
+    saved: Any = model
+    extra: dict[str, Any] = {} if state is None else {"state_dict": state}
+    if hasattr(
+        model, "peft_config"
+    ):  # PEFT would look for resized embeddings on a hub: trained rows are saved anyway
+        extra["save_embedding_layers"] = False
+    saved.save_pretrained(out, **extra)
+    if base:
+        pieces.copy_side_files(base, out)
     layout.tokenizer.save(str(out / "tokenizer.json"))
-    write_json(out / "guardian.json", manifest)
+    frame = {"frame": asdict(layout.frame)} if layout.around else {}
+    write_json(out / "guardian.json", manifest | frame)
 
 
-def read_manifest(directory: Path) -> dict[str, object]:
+def read_manifest(directory: str | Path) -> dict[str, object]:
     """`guardian.json` of a model directory, or an empty one for a bare base."""
     path = Path(directory) / "guardian.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -33,18 +33,25 @@ class Topic:
 
 
 def read_topics(path: Path) -> list[Topic]:
-    """Read a topic file (JSON Lines: category, topic, ko, en, examples by language). Raises DataError."""
+    """Read a topic file (JSON Lines: category, topic, examples by language, an answer under each language).
+
+    Raises DataError.
+    """
     import json
 
     topics = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            answers = {lang: row[lang] for lang in ("ko", "en")}
+            answers = {key: str(value) for key, value in row.items() if len(key) == 2}
             examples = {lang: tuple(texts) for lang, texts in row["examples"].items()}
             topics.append(Topic(row["category"], row["topic"], answers, examples))
+            if not answers or not any(examples.values()):
+                raise ValueError("no answer, or no examples")
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(f"{path}:{number}: a topic needs category, topic, ko, en and examples") from None
+            raise DataError(
+                f"{path}:{number}: a topic needs category, topic, an answer such as `ko`, and examples by language"
+            ) from None
     return topics
 
 
@@ -53,20 +60,25 @@ def answer_by_topic(
 ) -> list[Example]:
     """The examples with their topic's answer as response; those without an English side keep none.
 
-    `pairs` give the English of Korean queries, so that one English teacher places both languages.
+    `pairs` give the English of other queries, so that one English teacher places all languages. A row that names its
+    `topic` needs no placing.
     """
+    named = {(topic.category, topic.name): topic for topic in topics}
     english = {pair.new: pair.english for pair in pairs}
     known = {topic.category for topic in topics}
     places = [i for i, e in enumerate(examples) if e.label == "unsafe" and e.category in known]
     texts = [_english(examples[i], english) for i in places]
     vectors = teacher.encode([text or "-" for text in texts])
-    queries = [(t, q) for t, topic in enumerate(topics) for q in topic.examples["en"]]
+    queries = [(t, q) for t, topic in enumerate(topics) for q in topic.examples.get("en", ())]
     owner = np.array([t for t, _ in queries])
     similar = vectors @ teacher.encode([q for _, q in queries]).T
     result = [replace(e, response=None) if e.category in known else e for e in examples]
     for row, (i, text) in enumerate(zip(places, texts, strict=True)):
-        if text:
-            topic = _nearest(similar[row], owner, topics, str(examples[i].category))
+        category = str(examples[i].category)
+        topic = named.get((category, str(examples[i].extra.get("topic"))))
+        if topic is None and text:
+            topic = _nearest(similar[row], owner, topics, category)
+        if topic:
             result[i] = replace(examples[i], response=topic.answers.get(examples[i].lang or ""))
     return result
 
@@ -85,18 +97,18 @@ def _nearest(similar: np.ndarray, owner: np.ndarray, topics: Sequence[Topic], ca
 def fit_answers(topics: Sequence[Topic], embed: Callable[[str], np.ndarray], decay: float = 0.01) -> Approved:
     """Fit what chooses among approved answers to the topics' examples in all languages.
 
-    Multinomial logistic regression over `embed(query)` (hidden,), a softmax among the topics of one category, with an
-    L2 penalty `decay` (chosen on corpus/topics.dev.jsonl).
+    Multinomial logistic regression over `embed(query)` (hidden,), a softmax among the topics of one category and
+    language, with an L2 penalty `decay` (chosen on corpus/topics.dev.jsonl).
     """
     from scipy.optimize import minimize
 
-    categories = [topic.category for topic in topics]
+    rivals = np.array([[_rivals(a, b) for b in topics] for a in topics])
     queries = [(t, q) for t, topic in enumerate(topics) for texts in topic.examples.values() for q in texts]
     owner = np.array([t for t, _ in queries])
     vectors = np.stack([embed(query) for _, query in queries])
     centre, scale = vectors.mean(0), vectors.std()
     inputs = np.concatenate([(vectors - centre) / scale, np.ones((len(vectors), 1))], 1)
-    own = np.array([[a == b for b in categories] for a in categories])[owner]
+    own = rivals[owner]
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(len(topics), -1)
@@ -114,5 +126,11 @@ def fit_answers(topics: Sequence[Topic], embed: Callable[[str], np.ndarray], dec
     )
     direct = weights[:, :-1] / scale  # the same layer over vectors that are not centred and scaled
     layer = np.concatenate([direct, (weights[:, -1] - direct @ centre)[:, None]], 1)
-    answers = {lang: [topic.answers[lang] for topic in topics] for lang in ("ko", "en")}
-    return Approved(categories, answers, layer.astype(np.float32))
+    languages = sorted({lang for topic in topics for lang in topic.answers})
+    answers = {lang: [topic.answers.get(lang, "") for topic in topics] for lang in languages}
+    return Approved([topic.category for topic in topics], answers, layer.astype(np.float32))
+
+
+def _rivals(one: Topic, other: Topic) -> bool:
+    """Whether a query could get either's answer."""
+    return one.category == other.category and not set(one.answers).isdisjoint(other.answers)

@@ -113,7 +113,7 @@ def initial_embeddings(
     vocabulary = layout.tokenizer.get_vocab()
     new = np.tile(old.mean(0), (len(vocabulary), 1)).astype(np.float32)
     for token, i in vocabulary.items():
-        start = _STARTS.get(token, token)
+        start = token if token in known else _STARTS.get(token, token)
         if start in known:
             new[i] = old[known[start]]
     for i, weights in _dice(layout, known, pairs, neighbours).items():

@@ -76,22 +76,27 @@ def korean_pieces(corpus: Iterable[str], size: int) -> list[str]:
     syllables = Counter(c for word, n in words.items() for c in set(word) for _ in range(min(n, 3)))
     alphabet = sorted({c for c, n in syllables.items() if n >= 2} | set(_JAMO))
     covered = [form for c in alphabet for form in (c, "##" + c)]
-    # Word-initial pieces carry Metaspace's mark; continuation pieces take "##".
-    learned = (p[1:] if p.startswith("▁") else "##" + p for p in _unigram(words, size))
-    unique = dict.fromkeys([*covered, *learned])
+    unique = dict.fromkeys([*covered, *learned_pieces(words, size)])
     pieces = [p for p in unique if _HANGUL_ONLY.fullmatch(p.removeprefix("##"))]
     return pieces[: max(size, len(covered))]
 
 
-def _unigram(words: Counter[str], size: int) -> list[str]:
+def learned_pieces(words: Counter[str], size: int, longest: int = 7) -> list[str]:
+    """Pieces of a unigram model over words, best first; continuation pieces take "##"."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=size, unk_token="<unk>", special_tokens=["<unk>"], max_piece_length=7, show_progress=False
+        vocab_size=size,
+        unk_token="<unk>",
+        special_tokens=["<unk>"],
+        max_piece_length=longest,
+        show_progress=False,
     )
     repeated = (word for word in sorted(words) for _ in range(min(words[word], 200)))
     tokenizer.train_from_iterator(repeated, trainer)
-    return [token for token, _ in json.loads(tokenizer.to_str())["model"]["vocab"]]  # best first
+    found = (token for token, _ in json.loads(tokenizer.to_str())["model"]["vocab"])
+    # Word-initial pieces carry Metaspace's mark.
+    return [token[1:] if token.startswith("▁") else "##" + token for token in found]
 
 
 def _normalizer() -> normalizers.Normalizer:

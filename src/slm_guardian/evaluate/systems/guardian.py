@@ -6,6 +6,7 @@ import math
 from importlib.resources import files
 from pathlib import Path
 
+from slm_guardian.engines.http import HttpEngine
 from slm_guardian.engines.torch import TorchEngine
 from slm_guardian.evaluate.systems import Judged, digest, hash_files
 from slm_guardian.guardian import Guardian
@@ -37,6 +38,8 @@ def load(
     """The guardian in the directory `target`, or the shipped one. Raises ModelError or PolicyError."""
     guardian = Guardian.load(target, policy, threshold, threads)
     directory = Path(target or str(files("slm_guardian").joinpath("assets/mini")))
+    if isinstance(guardian.engine, HttpEngine):
+        directory = guardian.engine.directory
     policies = (judged.model_dump_json() for judged in guardian.policies.values())
     revision = f"{hash_files(directory)}+{digest(*policies, threshold)}"
     return GuardianSystem(guardian, name, revision, _parameters(guardian, directory / "model.onnx"))
@@ -46,6 +49,8 @@ def _parameters(guardian: Guardian, exported: Path) -> int | None:
     """How many weights the model has; None where what counts them is not installed."""
     if isinstance(guardian.engine, TorchEngine):
         return guardian.engine.model.num_parameters()
+    if not exported.exists():  # on a server
+        return None
     try:
         import onnx
     except ImportError:
