@@ -18,6 +18,7 @@ from slm_guardian.cli.export import average, calibrate, export
 from slm_guardian.cli.extend import extend
 from slm_guardian.cli.generate import generate
 from slm_guardian.cli.judge import judge_answers
+from slm_guardian.cli.labels import labels
 from slm_guardian.cli.train import bases, train
 from slm_guardian.cli.transfer import transfer
 from slm_guardian.errors import GuardianError
@@ -35,6 +36,7 @@ for command in (
     extend,
     train,
     bases,
+    labels,
     average,
     calibrate,
     evaluate,
