@@ -18,6 +18,7 @@ from slm_guardian.cli.export import average, calibrate, export
 from slm_guardian.cli.extend import extend
 from slm_guardian.cli.generate import generate
 from slm_guardian.cli.judge import judge_answers
+from slm_guardian.cli.labels import labels
 from slm_guardian.cli.serve import serve
 from slm_guardian.cli.train import bases, train
 from slm_guardian.cli.transfer import transfer
@@ -37,6 +38,7 @@ for command in (
     extend,
     train,
     bases,
+    labels,
     average,
     calibrate,
     evaluate,

@@ -51,6 +51,13 @@ def train(
         list[str] | None, typer.Option(help="Sentence pairs: keeps the languages aligned.")
     ] = None,
     teacher: Annotated[Path | None, typer.Option(help="English base that --parallel is aligned to.")] = None,
+    soft_labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Scores of teachers: caches of `guardian compare`, predictions of `guardian evaluate`."
+        ),
+    ] = None,
+    soft_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of --soft-labels.")] = 0.5,
     dev: Annotated[Path | None, typer.Option(help="Labelled file; its AUROC is logged on the way.")] = None,
     policy: PolicyNames = None,
     lora: Annotated[bool, typer.Option("--lora/--full", help="Train a LoRA, or all weights.")] = False,
@@ -123,7 +130,14 @@ def train(
         bf16=bf16,
         sharded=fsdp,
     )
-    files = {"data": data, "noisy": noisy, "translations": translations, "chat": chat, "parallel": parallel}
+    files = {
+        "data": data,
+        "noisy": noisy,
+        "translations": translations,
+        "chat": chat,
+        "parallel": parallel,
+        "soft_labels": soft_labels,
+    }
     plan = session.Plan(
         base=base,
         row=row,
@@ -134,7 +148,9 @@ def train(
         tuning=Tuning(
             lora, rank or row.rank, alpha or row.alpha, bf16, checkpointing, fsdp, template and row.template
         ),
-        settings=StageConfig(batch_size=batch, batch_tokens=batch_tokens, lam=lam, answered=answered),
+        settings=StageConfig(
+            batch_size=batch, batch_tokens=batch_tokens, lam=lam, answered=answered, soft_weight=soft_weight
+        ),
         config=config,
     )
     if dry_run:

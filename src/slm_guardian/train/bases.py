@@ -7,7 +7,7 @@ those that a Korean guardian is likely to be built on. Rates are starting points
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def settings_for(base: str, model_type: str) -> Base:
     if model_type == "bert":
         return _PREFIX
     own = next((row for row in BASES if row.hub == base), None)
-    return own or next((row for row in BASES if row.model_type == model_type), _OTHER)
+    alike = next((row for row in BASES if row.model_type == model_type), _OTHER)
+    return own or replace(alike, name="", hub="", licence="")  # an architecture has no licence
 
 
 def load_config(base: str) -> Any:

@@ -20,6 +20,8 @@ from slm_guardian.train.augment import perturb
 
 MAX_QUERY = 160  # tokens; longer queries are judged in windows, so longer rows would never be seen whole
 MAX_RESPONSE = 96
+WEIGHT = "label_weight"  # column of a row: how far its label is to be trusted, 0 to 1
+SOFT = "teacher_harm"  # and the teachers' P(harm)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Row:
     category: int | None = None  # index into the policy's categories
     answer: int | None = None  # position from which tokens are predicted
     weight: float = 1.0
+    soft: float | None = None  # P(harm) of the teachers
 
 
 @dataclass
@@ -95,17 +98,19 @@ class Encoder:
         """`query <|pred|> <|safe|>` or `query <|pred|> <|harm|> category <|expl|> response <|end|>`."""
         layout = self.layout
         query = layout.framed(display(text or example.text), MAX_QUERY)
+        weight *= example.extra.get(WEIGHT, 1.0)
+        soft = example.extra.get(SOFT)
         if example.label == "safe":
-            return Row([*query, layout.pred], len(query), label=0, weight=weight)
+            return Row([*query, layout.pred], len(query), label=0, weight=weight, soft=soft)
         ids = [*query, layout.pred, layout.harm]
         known = example.category in self.categories
         category = self.categories.index(str(example.category)) if known else None
         response = self.response(example) if answer and known else None
         if response is None or category is None:
-            return Row(ids, len(query), 1, category, weight=weight)
+            return Row(ids, len(query), 1, category, weight=weight, soft=soft)
         start = len(ids) + 1
         ids += [layout.piece_id(self.categories[category]) or 0, layout.expl, *response, layout.end]
-        return Row(ids, len(query), 1, category, start, weight)
+        return Row(ids, len(query), 1, category, start, weight, soft)
 
     def instruction(self, example: Example) -> Row | None:
         """`query <|expl|> answer <|end|>`: language without a verdict, for the first stage."""

@@ -75,9 +75,14 @@ class JointLoss:
         lam: float,
         smoothing: float,
         answer_tokens: Sequence[int] | None = None,
+        soft_weight: float = 0.5,
     ) -> None:
-        """`answer_tokens` limits the softmax of answers: a third of the vocabulary is three times as fast."""
+        """`soft_weight` is that of the teachers, see `distilled`.
+
+        `answer_tokens` limits the softmax of answers: a third of the vocabulary is three times as fast.
+        """
         self.model, self.layout, self.lam, self.smoothing = model, layout, lam, smoothing
+        self.soft_weight = soft_weight
         self.labels = [layout.safe, layout.harm]
         self.categories = [layout.piece_id(c) or 0 for c in categories]
         self.answer_tokens = answer_tokens
@@ -110,6 +115,8 @@ class JointLoss:
         targets = torch.tensor([r.label for _, r in chosen], device=hidden.device)
         scores = logits(self.model, states, self.labels).float()
         losses = F.cross_entropy(scores, targets, reduction="none", label_smoothing=self.smoothing)
+        if any(r.soft is not None for _, r in chosen):
+            losses = distilled(losses, scores, [r.soft for _, r in chosen], self.soft_weight)
         return (losses * self._weights(r for _, r in chosen)).sum() / total.sum()
 
     def _category(self, hidden: Tensor, rows: Sequence[Row], everyone: Sequence[Row]) -> Tensor | None:
@@ -145,6 +152,18 @@ class JointLoss:
     def _nothing(self, hidden: Tensor, everyone: Sized) -> Tensor | None:
         """No term where no process has it; else a zero that depends on every weight: DDP waits for their gradients."""
         return logits(self.model, hidden[:1, 0], self.labels).sum() * 0 if len(everyone) else None
+
+
+def distilled(losses: Tensor, scores: Tensor, soft: Sequence[float | None], weight: float) -> Tensor:
+    """Mix hard losses (n,) with KL(teacher || student) of the label logits (n, 2) where a teacher gave P(harm).
+
+    Source: HarmAug (Lee et al. 2024, 2410.01524), whose code takes the mean of both: weight 0.5.
+    """
+    known = torch.tensor([p is not None for p in soft], device=losses.device)
+    harm = torch.tensor([0.5 if p is None else p for p in soft], device=losses.device)
+    teacher = torch.stack([1 - harm, harm], -1)
+    kl = F.kl_div(F.log_softmax(scores, -1), teacher, reduction="none").sum(-1)
+    return torch.where(known, (1 - weight) * losses + weight * kl, losses)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from slm_guardian.train.corpora import chat_corpus, safety_corpora
 from slm_guardian.train.corpora import parallel as read_parallel
 from slm_guardian.train.data import Corpus, Encoder
 from slm_guardian.train.loop import LoopConfig, device
+from slm_guardian.train.teachers import give_soft_labels, read_scores
 from slm_guardian.train.transfer import Alignment, teacher_vectors
 from slm_guardian.train.tuning import Learner, Tuning, learner
 
@@ -33,6 +34,7 @@ class Sources:
     translations: Sequence[Path]
     chat: Sequence[Path]
     parallel: Sequence[Path]
+    soft_labels: Sequence[Path]
     cap: int
     teacher: Path | None
     dev: Path | None
@@ -48,15 +50,9 @@ class Sources:
         answers: Path | None = None,
     ) -> Sources:
         """Sources by path or glob pattern. Raises DataError for a pattern without a file."""
-        paths = {name: expand(patterns.get(name) or []) for name in ("data", "noisy", "translations", "chat")}
-        return cls(
-            **paths,
-            parallel=expand(patterns.get("parallel") or []),
-            cap=cap,
-            teacher=teacher,
-            dev=dev,
-            answers=answers,
-        )
+        names = ("data", "noisy", "translations", "chat", "parallel", "soft_labels")
+        paths = {name: expand(patterns.get(name) or []) for name in names}
+        return cls(**paths, cap=cap, teacher=teacher, dev=dev, answers=answers)
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,9 @@ def train(plan: Plan, say: Callable[[str], object]) -> None:
         torch.manual_seed(plan.config.seed)
         corpora = read(plan)
         say(f"Read {sum(len(c.examples) for c in corpora):,} rows of {len(corpora)} files")
+        if plan.sources.soft_labels:
+            known = give_soft_labels(corpora, read_scores(plan.sources.soft_labels))
+            say(f"Teachers judged {known:,} of them")
         with parallel.first_goes_first():  # what is fetched or computed once is found by the others
             ready = learner(plan.base, plan.names, plan.tuning, plan.row)
             alignment = _alignment(plan, ready, corpora)

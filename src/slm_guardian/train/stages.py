@@ -51,6 +51,7 @@ class StageConfig:
     align_every: int = 8
     align_batch: int = 64
     batch_tokens: int | None = None
+    soft_weight: float = 0.5
 
 
 def load_model(
@@ -119,7 +120,7 @@ def train(
     epochs, tokens = epochs_for(stage, encoder, corpora, settings, config)
     first = stage == "instruct"
     lam, smoothing = (1.0, 0.0) if first else (settings.lam, settings.smoothing)
-    loss = JointLoss(model, encoder.layout, encoder.categories, lam, smoothing, tokens)
+    loss = JointLoss(model, encoder.layout, encoder.categories, lam, smoothing, tokens, settings.soft_weight)
     rejected = encoder.rejects.copy()
     evaluate = (lambda: dev_auroc(model, encoder, dev)) if dev and not first else None
     run(model, _with_alignment(loss, epochs, settings, alignment), config, out, evaluate)
