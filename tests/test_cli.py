@@ -146,7 +146,7 @@ def test_a_policy_file_judges(check: Callable[..., Result], tmp_path: Path) -> N
 
 def test_a_pack_is_chosen_by_name(check: Callable[..., Result]) -> None:
     assert check("--policy", "ko", "hello").rows[0]["policy"] == "ko"
-    refused(check("--policy", "nowhere.yaml", SECRET), "nowhere.yaml", "en, ko")
+    refused(check("--policy", "nowhere.yaml", SECRET), "nowhere.yaml", "en, id, ko")
 
 
 def test_a_model_directory_judges(check: Callable[..., Result], tmp_path: Path) -> None:
