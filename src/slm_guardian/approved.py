@@ -37,7 +37,7 @@ class Approved:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 answers = {lang: file[f"answers.{lang}"].tolist() for lang in file["languages"].tolist()}
                 approved = cls(file["categories"].tolist(), answers, file["weights"].astype(np.float32))
             if any(len(part) != len(approved.weights) for part in (approved.categories, *answers.values())):
