@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Condition, Event, Thread
+from threading import Condition, Thread
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from slm_guardian.engines.decoding import Stepwise
 from slm_guardian.serve.app import create_app
 from slm_guardian.serve.guards import Guards
 from slm_guardian.serve.settings import Settings
+from upstream_server import StartedServer
 
 DEADLINE_S = 20
 
@@ -34,18 +35,6 @@ class Serving:
 
     url: str
     app: FastAPI
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, saying when it has started."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.began = Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.began.set()
 
 
 @contextmanager
@@ -59,11 +48,11 @@ def serving(
     config = uvicorn.Config(
         app, log_level="critical", access_log=False, ws="none", timeout_graceful_shutdown=5
     )
-    server = _Server(config)
+    server = StartedServer(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
-        assert server.began.wait(DEADLINE_S), "the server did not start"
+        assert server.up.wait(DEADLINE_S), "the server did not start"
         try:
             yield Serving(f"http://127.0.0.1:{listening.getsockname()[1]}", app)
         finally:

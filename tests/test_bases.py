@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from commands import guardian, policies
 from slm_guardian import Guardian, Policy
-from slm_guardian.cli import main as cli
 from slm_guardian.engines import load_engine
 from slm_guardian.errors import GuardianError, InputError, ModelError
 from slm_guardian.evaluate.metrics import auroc
@@ -41,23 +41,6 @@ from tiny import bert_base, gemma_base, llama_base, qwen3_base, rows, write_corp
 MAKE: dict[str, Callable[[Path], Path]] = {"qwen3": qwen3_base, "llama": llama_base, "gemma": gemma_base}
 QUICK = ("--lr", 5e-3, "--embedding-lr", 5e-3, "--batch-tokens", 600, "--no-bf16")
 NAMES = {"crime_advice": "Crime", "self_harm_suicide": "Self-harm"}
-
-
-def guardian(*arguments: object) -> None:
-    """Run the command as a person would; raises SystemExit with its exit code unless it is 0."""
-    before = sys.argv
-    sys.argv = ["guardian", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        if stop.code:
-            raise
-    finally:
-        sys.argv = before
-
-
-def policies(root: Path) -> list[object]:
-    return [option for path in write_policies(root) for option in ("--policy", path)]
 
 
 def curve(out: Path) -> list[dict[str, float]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands import guardian, policies
 from slm_guardian.errors import DataError
 from slm_guardian.evaluate.cache import text_key
 from slm_guardian.example import Example, read_examples
@@ -16,7 +17,7 @@ from slm_guardian.train.data import SOFT, WEIGHT, Corpus, load_corpus
 from slm_guardian.train.label_check import WEIGHTS, check_labels, report, weighted
 from slm_guardian.train.loss import distilled
 from slm_guardian.train.teachers import give_soft_labels, read_scores
-from test_bases import QUICK, curve, guardian, policies
+from test_bases import QUICK, curve
 from tiny import llama_base, rows, write_corpus
 
 

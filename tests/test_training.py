@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from commands import guardian, policies
 from slm_guardian import Guardian, Policy
-from slm_guardian.cli import main as cli
 from slm_guardian.engines import load_engine
 from slm_guardian.engines.decoding import greedy
 from slm_guardian.errors import DataError, GuardianError, ModelError
@@ -22,24 +21,6 @@ from slm_guardian.train.loop import LoopConfig, run
 from slm_guardian.train.topics import answer_by_topic, read_topics
 from slm_guardian.train.transfer import Pair, Teacher
 from tiny import bert_base, llama_base, write_corpus, write_policies, write_topics
-
-
-def guardian(*arguments: object) -> None:
-    """Run the command as a person would; raises SystemExit with its exit code unless it is 0."""
-    before = sys.argv
-    sys.argv = ["guardian", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        if stop.code:
-            raise
-    finally:
-        sys.argv = before
-
-
-def policies(root: Path) -> list[object]:
-    """Command-line options for the tiny policies."""
-    return [option for path in write_policies(root) for option in ("--policy", path)]
 
 
 def load(model: Path) -> Guardian:

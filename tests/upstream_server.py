@@ -214,7 +214,9 @@ def squeezed(*parts: bytes) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-class _Server(uvicorn.Server):
+class StartedServer(uvicorn.Server):
+    """uvicorn, saying when it has started."""
+
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = Event()
@@ -228,7 +230,7 @@ class _Server(uvicorn.Server):
 def running(app: ASGIApp, lifespan: Literal["on", "off"] = "off") -> Iterator[str]:
     """An application served by uvicorn in a thread, on a free port of loopback; gives its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = _Server(
+    server = StartedServer(
         uvicorn.Config(
             app,
             interface="asgi3",
