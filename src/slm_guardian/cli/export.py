@@ -15,6 +15,10 @@ def export(
     answers: Annotated[
         Path | None, typer.Option(help="Topic answers (.jsonl): write nothing but these (onnx).")
     ] = None,
+    examples: Annotated[
+        list[str] | None,
+        typer.Option(help="Rows that name their `topic`: more examples for --answers; repeatable."),
+    ] = None,
     to: Annotated[
         str, typer.Option(help="onnx (embedded), hf (transformers, vLLM) or gguf (llama.cpp).")
     ] = "onnx",
@@ -35,14 +39,17 @@ def export(
     guardian export --to gguf --type q8_0 -m runs/out/qwen3 -o runs/out/qwen3-gguf
     """
     from slm_guardian.errors import InputError
+    from slm_guardian.example import expand
 
-    only = {"--answers": (answers, "onnx"), "--adapter": (adapter, "hf")}
+    only = {"--answers": (answers, "onnx"), "--examples": (examples, "onnx"), "--adapter": (adapter, "hf")}
     if unused := [option for option, (value, format) in only.items() if value and format != to]:
         raise InputError(f"{unused[0]} is for --to {only[unused[0]][1]}: leave it out")
     if to == "onnx" and not kind:
         from slm_guardian.train.export import export_onnx
 
-        sizes = export_onnx(model, out, answers)
+        if examples and not answers:
+            raise InputError("--examples are for --answers: give both")
+        sizes = export_onnx(model, out, answers, expand(examples or []))
     elif to == "hf" and kind in (None, "f32", "f16", "bf16"):
         from slm_guardian.train.export_hf import export_hf
 

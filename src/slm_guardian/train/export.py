@@ -8,20 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
+from slm_guardian.approved import FILE as APPROVED
 from slm_guardian.errors import GuardianError, ModelError
-from slm_guardian.example import file_sha256, write_json
+from slm_guardian.example import file_sha256, read_examples, write_json
 from slm_guardian.layout import Layout
 from slm_guardian.text import display
 from slm_guardian.train.stages import load_model, read_manifest, save
-from slm_guardian.train.topics import fit_answers, read_topics
+from slm_guardian.train.topics import fit_answers, read_topics, with_examples
 
 FILES = ("model.onnx", "tokenizer.json", "guardian.json")
 
 
-def export_onnx(model_dir: Path, out: Path, answers: Path | None = None) -> dict[str, int]:
+def export_onnx(
+    model_dir: Path, out: Path, answers: Path | None = None, examples: Sequence[Path] = ()
+) -> dict[str, int]:
     """Write the embedded guardian of a trained prefix LM; returns the bytes of each file.
 
     `answers` is a topic file: the guardian then says only these answers, the one whose topic fits the query.
+    `examples` are labelled files whose rows name their topic: more to tell the topics apart by.
 
     Raises ModelError for a causal model, which runs through torch or an inference server instead.
     """
@@ -49,8 +53,11 @@ def export_onnx(model_dir: Path, out: Path, answers: Path | None = None) -> dict
     manifest = read_manifest(model_dir) | {"sha256": file_sha256(out / "model.onnx")}
     write_json(out / "guardian.json", manifest)
     files = [out / name for name in FILES]
+    (out / APPROVED).unlink(missing_ok=True)  # an earlier export's, chosen by other weights
     if answers:
-        files.append(fit_answers(read_topics(answers), _embedding(out)).save(out))
+        rows = [row for path in examples for row in read_examples(path)[0]]
+        topics = with_examples(read_topics(answers), rows)
+        files.append(fit_answers(topics, _embedding(out)).save(out))
     return {file.name: file.stat().st_size for file in files}
 
 

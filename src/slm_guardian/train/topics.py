@@ -55,6 +55,24 @@ def read_topics(path: Path) -> list[Topic]:
     return topics
 
 
+def with_examples(topics: Sequence[Topic], rows: Sequence[Example]) -> list[Topic]:
+    """The topics with the harmful rows that name them (`category` and `topic`) as further examples."""
+    more: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if row.label == "unsafe" and "topic" in row.extra:
+            more.setdefault((str(row.category), str(row.extra["topic"]), str(row.lang)), []).append(row.text)
+    return [
+        replace(
+            topic,
+            examples={
+                lang: (*texts, *more.get((topic.category, topic.name, lang), ()))
+                for lang, texts in topic.examples.items()
+            },
+        )
+        for topic in topics
+    ]
+
+
 def answer_by_topic(
     examples: Sequence[Example], topics: Sequence[Topic], pairs: Sequence[Pair], teacher: Teacher
 ) -> list[Example]:
