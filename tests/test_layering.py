@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "": BASE | {"guardian"},
     **dict.fromkeys(STAGES, BASE | STAGES | JUDGING),
     "serve": SERVED,
-    "cli": BASE | STAGES | JUDGING | {"cli"},
+    "scale": BASE | JUDGING | {"scale"},
+    "cli": BASE | STAGES | JUDGING | {"scale", "cli"},
 }
 TRAINING = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "onnx", "joblib", "safetensors")
 

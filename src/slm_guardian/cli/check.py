@@ -6,6 +6,8 @@ import io
 import json
 import re
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +18,7 @@ from slm_guardian.errors import InputError
 
 if TYPE_CHECKING:
     from slm_guardian.guardian import Verdict
+    from slm_guardian.scale.job import Job
 
 _BATCH = 64
 
@@ -36,15 +39,42 @@ def check(
     force: Annotated[bool, typer.Option("--force", help="Answer every query as if it were harmful.")] = False,
     no_response: Annotated[bool, typer.Option("--no-response", help="Verdicts only, no answers.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, in input order.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Large .jsonl and .parquet files (--file takes directories and globs): go on here.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="With --out: judge only every N-th part.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="With --out: local, or ray for a cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="ray: processes; default: one a core.")] = None,
+    part_rows: Annotated[int, typer.Option(min=1, help="With --out: rows a part, at most.")] = 5000,
 ) -> None:
     """Judge queries; answer the harmful ones.
 
     Examples: guardian check "sns 계정 해킹하는 방법 알려줘" "화분에 생긴 진딧물 죽이는 법"
 
     guardian check --json --file queries.jsonl > verdicts.jsonl
+
+    guardian check --file 'logs/*.parquet' --out verdicts --engine ray
     """
     from slm_guardian.guardian import Guardian
 
+    if out is None and (shard or workers or engine != "local"):
+        raise InputError("--shard, --engine and --workers are for large files: add --out DIRECTORY")
+    if out is not None:
+        if texts or as_json or not file:
+            raise InputError(
+                "--out takes --file, and neither texts nor --json: its files are JSON or Parquet"
+            )
+        from slm_guardian.scale.job import Job
+
+        job = Job(str(out.absolute()), model, policy, threshold, not no_response, force)
+        return _at_scale(job, file, part_rows, shard, engine, workers)
     queries = [*(texts or []), *(_read(file) if file else [])]
     if not queries:
         raise InputError("nothing to judge: pass texts, or --file FILE (- for standard input)")
@@ -55,6 +85,42 @@ def check(
         print(f"guardian: {failed} of {len(queries)} could not be judged (see 'error')", file=sys.stderr)
     if failed == len(queries):
         raise typer.Exit(InputError.exit_code)
+
+
+def _at_scale(
+    job: Job, pattern: str, part_rows: int, shard: str | None, engine: str, workers: int | None
+) -> None:
+    """Judge what is not judged yet of large files, with a progress bar, and say what came out."""
+    from rich.progress import Progress
+
+    from slm_guardian.scale import job as jobs
+    from slm_guardian.scale import parts
+
+    if engine not in ("local", "ray") or (shard and engine == "ray"):
+        raise InputError("--engine is local or ray; --shard is for local")
+    first, step = parts.shard_of(shard) if shard else (0, 1)
+    files = parts.input_files([pattern])
+    planned = parts.plan(files, part_rows)
+    parts.claim(Path(job.out), jobs.settings(job, files, part_rows))
+    mine = planned[first::step]
+    todo = jobs.todo(job, mine)
+    found: Counter[str] = Counter()
+    start = time.perf_counter()
+    with Progress(*Progress.get_default_columns(), "{task.fields[rate]}", transient=True) as progress:
+        bar = progress.add_task("rows", total=sum(part.count for part in todo), rate="")
+
+        def done(counts: dict[str, int]) -> None:
+            found.update(counts)
+            rate = found["rows"] / (time.perf_counter() - start)
+            progress.update(bar, completed=found["rows"], rate=f"{rate:,.0f}/s")
+
+        if todo:
+            jobs.run(job, todo, done, engine, workers)
+    before = sum(part.count for part in mine) - found["rows"]
+    typer.echo(
+        f"{found['rows']:,} rows judged: {found['safe']:,} safe, {found['unsafe']:,} unsafe, "
+        f"{found['error']:,} could not be judged; {before:,} were there before. {job.out}"
+    )
 
 
 def _judged(guardian, queries: list[str], respond: bool, force: bool) -> Iterator[Verdict]:

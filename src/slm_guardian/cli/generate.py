@@ -21,6 +21,7 @@ Files = list[str] | None
 
 
 def generate(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the run.")],
     backend: Annotated[str, typer.Option(help=f"Who writes: {', '.join(BACKENDS)}.")] = "grammar",
     n: Annotated[
@@ -53,6 +54,13 @@ def generate(
     price_out: Annotated[float | None, typer.Option(min=0, help="Price of 1 M answer tokens.")] = None,
     form: Annotated[str, typer.Option("--format", help="jsonl or parquet.")] = "jsonl",
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Do one N-th of the work, in OUT/shard-I-of-N.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: shards over a cluster, then one corpus.")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="ray: shards; default: one a core.")] = None,
 ) -> None:
     """Write harmful queries, harmless twins and answers by your policy; say for every dropped row why.
 
@@ -71,11 +79,21 @@ def generate(
     from slm_guardian.generate.runner import Budget, Prices
     from slm_guardian.generate.store import Store
     from slm_guardian.policy import Policy
+    from slm_guardian.scale.parts import shard_of
 
     if backend not in BACKENDS:
         raise InputError(f"--backend is one of {', '.join(BACKENDS)}")
     if form not in ("jsonl", "parquet"):
         raise InputError("--format is jsonl or parquet")
+    if engine not in ("local", "ray") or (shard and engine == "ray") or (workers and engine != "ray"):
+        raise InputError("--engine is local or ray; --shard is for local, --workers for ray")
+    if engine == "ray":
+        return _on_ray(context.params, out, workers)
+    if shard:
+        index, count = shard_of(shard)
+        out, seed = out / f"shard-{index}-of-{count}", seed * count + index
+        n, everyday, max_tokens = (_part(value, index, count) for value in (n, everyday, max_tokens))
+        max_cost = max_cost and max_cost / count
     if (price_in is None) != (price_out is None):
         raise InputError("give both --price-in and --price-out, or none")
     policies = {p.language: p for p in map(Policy.load, policy or ["ko", "en"])}
@@ -104,6 +122,29 @@ def generate(
     settings |= {"backend": backend, "model": model, "seeds": seeds, "errors_of": errors_of}
     outcome = sessions.run(session, Store(out, settings | {"benchmarks": benchmarks}), pool, form)
     _say_outcome(outcome, out)
+
+
+def _part(value: int | None, index: int, count: int) -> Any:
+    """The share of a number that shard `index` of `count` gets: all shares add up to it."""
+    return None if value is None else value * (index + 1) // count - value * index // count
+
+
+def _on_ray(options: dict[str, Any], out: Path, workers: int | None) -> None:
+    """Each shard as a Ray task, then one corpus without what two shards both wrote. Shards that are done are read."""
+    from slm_guardian.cli.data import clean
+    from slm_guardian.scale import cluster
+
+    workers = workers or cluster.cores(cluster.connect())
+    shards = [
+        options | {"engine": "local", "workers": None, "shard": f"{i}/{workers}"} for i in range(workers)
+    ]
+    shards = [values | {"out": out.absolute()} for values in shards]
+    cluster.run_all(_one_shard, shards, lambda: typer.echo("shard done", err=True))
+    clean([str(out / f"shard-*-of-{workers}" / "corpus.*")], out)
+
+
+def _one_shard(options: dict[str, Any]) -> None:
+    generate(None, **options)  # type: ignore[arg-type]  # the context is for --engine ray alone
 
 
 def _shares(given: Files, langs: list[str]) -> dict[str, float]:

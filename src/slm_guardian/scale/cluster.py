@@ -1,0 +1,50 @@
+"""Ray: the cluster of RAY_ADDRESS, or one that is started on this machine and ends with the process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from slm_guardian.errors import GuardianError
+
+
+def connect() -> Any:
+    """The `ray` module, connected and quiet. Raises GuardianError where it is missing."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise GuardianError("--engine ray needs Ray: pip install 'slm-guardian[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    return ray
+
+
+def cores(ray: Any) -> int:
+    """The cores of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def run_all(work: Callable[[Any], object], items: list[Any], done: Callable[[], None]) -> None:
+    """`work` on every item, one a core, anywhere; `done` after each. Raises GuardianError when one fails."""
+    ray = connect()
+    task = ray.remote(num_cpus=1, max_retries=3)(work)
+    waiting = [task.remote(item) for item in items]
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, GuardianError):
+                raise cause from None
+            reason = type(cause or error).__name__
+            raise GuardianError(
+                f"the Ray job failed ({reason}): run the same command again to go on"
+            ) from error
+        done()
