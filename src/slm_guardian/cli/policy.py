@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from slm_guardian.evaluate.effect import Effect
     from slm_guardian.generate.policy_diff import Affected
     from slm_guardian.policy import Policy
 
@@ -104,6 +105,51 @@ def diff(
     _say_changes(before, after, full)
     if hits is not None:
         _say_rows(hits, len(rows))
+
+
+@app.command()
+def effect(
+    before: Annotated[str, typer.Option("--before", help="Model before the change.")],
+    after: Annotated[
+        str, typer.Option("--after", help="Model after it; the same for a change of thresholds.")
+    ],
+    data: Annotated[
+        list[str], typer.Option("--data", "-d", help="Rows labelled by the new policy; repeatable.")
+    ],
+    old: Annotated[str | None, typer.Option(help="Policy that --before judges by.")] = None,
+    new: Annotated[str | None, typer.Option(help="Policy that --after judges by.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
+) -> None:
+    """What a changed policy, or the training that followed it, did: rows judged rightly by category, with tests.
+
+    Example: guardian policy effect --before runs/old --after runs/new --old ko --new my.yaml --data dev.jsonl
+    """
+    import json
+
+    from slm_guardian.evaluate.datasets import load_datasets
+    from slm_guardian.evaluate.effect import effects
+    from slm_guardian.evaluate.systems import load_system
+
+    systems = [load_system(before, old), load_system(after, new)]
+    found = {dataset.name: effects(*systems, dataset) for dataset in load_datasets(data, repeats=True)}
+    if as_json:
+        rows = {name: [e.to_dict() for e in table] for name, table in found.items()}
+        return typer.echo(json.dumps(rows, ensure_ascii=False))
+    for name, table in found.items():
+        _say_effects(name, table)
+
+
+def _say_effects(name: str, table: Sequence[Effect]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("rows", "n", "before", "after", "95 % interval", "mended", "broken", "p")
+    shown = Table(*columns, title=f"{name}: share judged rightly")
+    for e in table:
+        low, high = e.ci95 or (0.0, 1.0)
+        texts = (e.group, f"{e.n:,}", f"{e.before:.3f}", f"{e.after:.3f}", f"{low:.3f} to {high:.3f}")
+        shown.add_row(*texts, str(e.better), str(e.worse), f"{e.p:.2g}", style="bold" if e.p < 0.05 else None)
+    Console(width=None if Console().is_terminal else 120).print(shown)
 
 
 def _say_changes(before: Policy, after: Policy, full: bool) -> None:
