@@ -36,7 +36,7 @@ guardian train --stage instruct --base "$OUT/transfer" --data "$DATA/seed/train.
 
 # 4. Stage 2, safety: the joint loss over our corpus, its translations, contrast pairs, written and generated rows and
 #    public sets. Answers are the topics' ones: the rows' own responses proved too many for a model of this size. Then a
-#    short run at a lower rate over our own rows and everyday queries, without answers, which the export chooses by
+#    short run at a lower rate over our own rows, talk and everyday queries, without answers, which the export chooses by
 #    meaning. The average of the weights of both is better than either.
 common=(--parallel "$DATA/parallel/seed*.jsonl" --parallel corpus/glossary.jsonl --teacher "$base"
   --answers corpus/answers.jsonl --dev "$DATA/seed/dev.jsonl" --stage safety)
@@ -48,7 +48,7 @@ for name in chatbot.ko 3i4k.ko kullm_user.ko sae4k.ko banking77.en clinc150.en c
 done
 guardian train "${common[@]}" --base "$OUT/instruct" --answered 0.12 "${ours[@]}" \
   --translations "corpus/translations.*.jsonl" --noisy "$DATA/public/train/*.jsonl" --steps $FIRST --out "$OUT/first"
-guardian train "${common[@]}" --base "$OUT/first" --answered 0 "${ours[@]}" "${everyday[@]}" --cap 1200 \
+guardian train "${common[@]}" --base "$OUT/first" --answered 0 "${ours[@]}" --data corpus/talk.jsonl "${everyday[@]}" --cap 1200 \
   --lr 6e-5 --embedding-lr 2e-4 --steps $SECOND --seed 2 --out "$OUT/second"
 guardian average "$OUT/first" "$OUT/second" --out "$OUT/final"
 

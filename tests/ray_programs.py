@@ -1,6 +1,7 @@
 """What the tests let Ray do, as programs of their own: Ray leaves child processes that Python warns about at its end.
 
 python tests/ray_programs.py judge INPUT OUT      judges with two workers, one of which is killed
+python tests/ray_programs.py generate OUT         writes rows in two shards and puts them together
 python tests/ray_programs.py serve CONFIG         prints, as JSON, what the gateway answers
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import httpx2
 import ray
 
+from commands import guardian
 from slm_guardian.scale import parts
 from slm_guardian.scale.job import Job, run
 
@@ -48,6 +50,11 @@ def _a_worker() -> int:
     raise SystemExit("no worker of Ray runs")
 
 
+def generate(out: str) -> None:
+    """The command with two shards."""
+    guardian("generate", "--n", 40, "--engine", "ray", "--workers", 2, "--out", out)
+
+
 def serve(config: str) -> None:
     """Ask two replicas of the gateway."""
     from ray import serve
@@ -75,5 +82,5 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=100_000_000)
-    {"judge": judge, "serve": serve}[sys.argv[1]](*sys.argv[2:])
+    {"judge": judge, "generate": generate, "serve": serve}[sys.argv[1]](*sys.argv[2:])
     ray.shutdown()

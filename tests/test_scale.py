@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from commands import guardian
 from slm_guardian import Guardian
 from slm_guardian.errors import DataError, InputError
+from slm_guardian.example import read_examples, read_json_lines
 from slm_guardian.scale import parts
 from slm_guardian.scale.job import Job, todo
 
@@ -179,6 +180,24 @@ def test_ray_judges_each_row_once_though_a_worker_is_killed(input_file: Path, tm
     assert written(tmp_path / "out") == written(tmp_path / "here")
 
 
+def test_shards_of_a_generation_add_up_and_differ(tmp_path: Path) -> None:
+    for i in range(3):
+        guardian("generate", "--n", 60, "--out", tmp_path, "--shard", f"{i}/3")
+    shards = [read_examples(tmp_path / f"shard-{i}-of-3" / "corpus.jsonl")[0] for i in range(3)]
+    assert [len(rows) for rows in shards] == [20, 20, 20]
+    texts = [{row.text for row in rows} for rows in shards]
+    assert len(texts[0] & texts[1]) < 10
+    with pytest.raises(SystemExit):
+        guardian("generate", "--out", tmp_path / "x", "--engine", "ray", "--shard", "0/2")
+
+
+def test_ray_generates_in_shards_and_puts_them_together(tmp_path: Path) -> None:
+    _ray("generate", tmp_path)
+    rows, rejects = (read_json_lines(tmp_path / f"{name}.jsonl") for name in ("clean", "rejects"))
+    assert len(rows) + len(rejects) == 40
+    assert len({row["text"] for row in rows}) == len(rows)
+
+
 def test_the_gateway_runs_under_ray_serve(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
     config.write_text("playground: false\n")
@@ -190,7 +209,11 @@ def test_the_gateway_runs_under_ray_serve(tmp_path: Path) -> None:
 def _ray(*arguments: object) -> str:
     """Run a program of tests/ray_programs.py; what it printed."""
     program = Path(__file__).parent / "ray_programs.py"
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+    }
     done = subprocess.run(
         [sys.executable, program, *map(str, arguments)], capture_output=True, text=True, env=environment
     )

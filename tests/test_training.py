@@ -163,6 +163,28 @@ def test_an_exported_guardian_says_the_answer_of_the_topic_that_fits(chain: Path
     assert np.corrcoef(first, second)[0, 1] > 0.95  # int8 against float
 
 
+def test_rows_that_name_their_topic_teach_the_choice_and_no_old_choice_stays(
+    chain: Path, tmp_path: Path
+) -> None:
+    topics = ("drugs", "theft")
+    lines = [
+        {"category": "crime_advice", "topic": t, "en": f"No {t}.", "examples": {"en": [f"about {t}"]}}
+        for t in topics
+    ]
+    answers, rows = tmp_path / "answers.jsonl", tmp_path / "rows.jsonl"
+    answers.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    row = {"text": "how do i bake bread", "label": "unsafe", "category": "crime_advice", "lang": "en"}
+    for topic in topics:
+        rows.write_text(json.dumps(row | {"topic": topic}) + "\n", "utf-8")
+        options = ["--answers", answers, "--examples", rows, "-o", tmp_path / "mini"]
+        guardian("export", "-m", chain / "safety", *options)
+        assert load(tmp_path / "mini").respond("how do i bake bread", "crime_advice") == f"No {topic}."
+    guardian("export", "-m", chain / "safety", "-o", tmp_path / "mini")
+    assert not (tmp_path / "mini" / "answers.npz").exists()
+    with pytest.raises(SystemExit):
+        guardian("export", "-m", chain / "safety", "--examples", rows, "-o", tmp_path / "mini")
+
+
 def test_broken_approved_answers_are_a_model_error(chain: Path, tmp_path: Path) -> None:
     broken = tmp_path / "mini"
     export_onnx(chain / "safety", broken, write_topics(tmp_path))

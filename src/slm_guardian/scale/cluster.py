@@ -11,7 +11,7 @@ from slm_guardian.errors import GuardianError
 
 
 def connect() -> Any:
-    """The `ray` module, connected and quiet. Raises GuardianError where it is missing."""
+    """The `ray` module, connected and quiet. Raises GuardianError where it is missing or does not start."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -19,10 +19,21 @@ def connect() -> Any:
     except ImportError:
         raise GuardianError("--engine ray needs Ray: pip install 'slm-guardian[ray]'") from None
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
+        _start(ray)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     return ray
+
+
+def _start(ray: Any) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
+    except Exception as error:  # Ray raises bare ones, too, such as when its node needs more than a minute
+        where = os.environ.get("RAY_ADDRESS")
+        advice = (
+            f"no cluster answers at RAY_ADDRESS {where}" if where else "is the machine very busy? try again"
+        )
+        raise GuardianError(f"Ray did not start ({type(error).__name__}): {advice}") from error
 
 
 def cores(ray: Any) -> int:
