@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -89,6 +90,15 @@ def test_what_is_missing_is_judged_again_and_nothing_else(missing: set[int]) -> 
         assert {part.index for part in todo(Job(out), planned)} == missing
 
 
+def test_parquet_columns_that_are_no_text_fail_closed(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": [1, 2], "id": [b"\xff", None]})
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    guardian("check", "--file", tmp_path / "in.parquet", "--out", tmp_path / "out")
+    assert [(row["label"], row["error"]) for row in written(tmp_path / "out")] == [
+        ("unsafe", "not a text")
+    ] * 2
+
+
 def test_shards_share_the_parts_out(input_file: Path, tmp_path: Path) -> None:
     options = ["--file", input_file, "--part-rows", 5]
     for i in (2, 0, 1):
@@ -135,6 +145,13 @@ def test_another_job_does_not_mix_into_a_directory(input_file: Path, tmp_path: P
     for changed in (["--threshold", "0.9"], ["--part-rows", "3"], ["--force"]):
         with pytest.raises(SystemExit):
             guardian("check", "--file", input_file, "--out", out, *changed)
+    mine = tmp_path / "my.yaml"
+    mine.write_text("id: mine\nversion: 1.0.0\nlanguage: ko\nextends: ko\n", "utf-8")
+    for version in ("1.0.0", "1.0.1"):  # the same path, another content
+        mine.write_text(mine.read_text("utf-8").replace("1.0.0", version), "utf-8")
+        command = ["check", "--file", input_file, "--out", tmp_path / "by-mine", "--policy", mine]
+        with contextlib.nullcontext() if version == "1.0.0" else pytest.raises(SystemExit):
+            guardian(*command)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(InputError, match="not empty"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,6 +120,12 @@ class Guardian:
     def threshold(self) -> float:
         """P(harm) from which the default policy's categories without a threshold of their own are unsafe."""
         return self._base_threshold(self._default)
+
+    @property
+    def revision(self) -> str:
+        """What verdicts depend on, as a hash: the manifest (an export puts its weights' hash there) and the policies."""
+        known = [self._manifest, *(policy.model_dump(mode="json") for policy in self.policies.values())]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     @overload
     def check(  # pyright: ignore[reportOverlappingOverload]  # a str is a sequence of str, too

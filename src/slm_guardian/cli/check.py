@@ -73,6 +73,7 @@ def check(
             )
         from slm_guardian.scale.job import Job
 
+        model, policy = _absolute(model), _absolute(policy)  # a worker may run in another directory
         job = Job(str(out.absolute()), model, policy, threshold, not no_response, force)
         return _at_scale(job, file, part_rows, shard, engine, workers)
     queries = [*(texts or []), *(_read(file) if file else [])]
@@ -99,7 +100,7 @@ def _at_scale(
     if engine not in ("local", "ray") or (shard and engine == "ray"):
         raise InputError("--engine is local or ray; --shard is for local")
     first, step = parts.shard_of(shard) if shard else (0, 1)
-    files = parts.input_files([pattern])
+    files = [path.absolute() for path in parts.input_files([pattern])]
     planned = parts.plan(files, part_rows)
     parts.claim(Path(job.out), jobs.settings(job, files, part_rows))
     mine = planned[first::step]
@@ -121,6 +122,10 @@ def _at_scale(
         f"{found['rows']:,} rows judged: {found['safe']:,} safe, {found['unsafe']:,} unsafe, "
         f"{found['error']:,} could not be judged; {before:,} were there before. {job.out}"
     )
+
+
+def _absolute(value: str | None) -> str | None:
+    return str(Path(value).absolute()) if value and Path(value).exists() else value
 
 
 def _judged(guardian, queries: list[str], respond: bool, force: bool) -> Iterator[Verdict]:

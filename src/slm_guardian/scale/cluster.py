@@ -51,11 +51,14 @@ def run_all(work: Callable[[Any], object], items: list[Any], done: Callable[[], 
         try:
             ray.get(ready)
         except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, GuardianError):
-                raise cause from None
-            reason = type(cause or error).__name__
-            raise GuardianError(
-                f"the Ray job failed ({reason}): run the same command again to go on"
-            ) from error
+            raise failure(error) from error
         done()
+
+
+def failure(error: Exception) -> GuardianError:
+    """What a job died of: our own error as it was, another's name."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, GuardianError):
+        return cause
+    reason = type(cause or error).__name__
+    return GuardianError(f"the Ray job failed ({reason}): run the same command again to go on")

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_guardian.errors import GuardianError
 from slm_guardian.guardian import Guardian, Verdict
 from slm_guardian.scale import cluster, parts
 from slm_guardian.scale.parts import Part
@@ -57,12 +56,9 @@ class Judge:
 def _out(number: int, row: Any, verdict: Verdict) -> dict[str, Any]:
     """What is written for a row: its number over all input files, its id if it has one, the verdict."""
     known = row.get("id") if isinstance(row, dict) else None
-    return {
-        "row": number,
-        "id": None if known is None else str(known),
-        **verdict.to_dict(),
-        "error": verdict.error,
-    }
+    text = verdict.text if isinstance(verdict.text, str) else None
+    identity = {"row": number, "id": None if known is None else str(known)}
+    return identity | verdict.to_dict() | {"text": text, "error": verdict.error}
 
 
 def todo(job: Job, all_parts: Sequence[Part]) -> list[Part]:
@@ -71,9 +67,15 @@ def todo(job: Job, all_parts: Sequence[Part]) -> list[Part]:
 
 
 def settings(job: Job, files: Sequence[Path], part_rows: int) -> dict[str, Any]:
-    """What makes an output directory this job's: the input, and all that changes a verdict."""
+    """What makes an output directory this job's: the input, and all that changes a verdict.
+
+    Raises PolicyError and ModelError, before anything is written.
+    """
+    guardian = Judge(job, 1).guardian
     inputs = [[str(path), path.stat().st_size] for path in files]
-    return {key: value for key, value in asdict(job).items() if key != "out"} | {
+    chosen = {key: value for key, value in asdict(job).items() if key != "out"}
+    return chosen | {
+        "revision": guardian.revision,
         "part_rows": part_rows,
         "inputs": inputs,
     }
@@ -114,5 +116,4 @@ def _run_ray(
         for counts in judged.iter_rows():
             done(counts)
     except ray.exceptions.RayError as error:
-        reason = type(getattr(error, "cause", None) or error).__name__
-        raise GuardianError(f"the Ray job failed ({reason}): run the same command again to go on") from error
+        raise cluster.failure(error) from error
