@@ -123,7 +123,7 @@ class Guardian:
 
     @property
     def revision(self) -> str:
-        """What verdicts depend on, as a hash: the manifest (an export puts its weights' hash there) and the policies."""
+        """What verdicts depend on, as a hash: the manifest (an export puts its weights' hash there) and policies."""
         known = [self._manifest, *(policy.model_dump(mode="json") for policy in self.policies.values())]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
