@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 : "${DATA:?set DATA to the directory that holds seed/, public/ and parallel/}"
 OUT=${OUT:-runs/out/default}
 TRANSFER=1600 INSTRUCT=300 FIRST=5200 SECOND=1400
-if [[ "${1:-}" == --fast ]]; then OUT=$OUT-fast TRANSFER=300 INSTRUCT=50 FIRST=900 SECOND=250; fi
+if [[ "${1:-}" == --fast ]]; then OUT=$OUT-fast TRANSFER=300 INSTRUCT=50 FIRST=800 SECOND=150; fi
 mkdir -p "$OUT"
 
 # 1. The English base (Apache-2.0). Build-time only: the shipped weights contain what they need.
