@@ -130,8 +130,8 @@ def effect(
     from slm_guardian.evaluate.effect import effects
     from slm_guardian.evaluate.systems import load_system
 
-    systems = [load_system(before, old), load_system(after, new)]
-    found = {dataset.name: effects(*systems, dataset) for dataset in load_datasets(data, repeats=True)}
+    first, second = load_system(before, old), load_system(after, new)
+    found = {dataset.name: effects(first, second, dataset) for dataset in load_datasets(data, repeats=True)}
     if as_json:
         rows = {name: [e.to_dict() for e in table] for name, table in found.items()}
         return typer.echo(json.dumps(rows, ensure_ascii=False))
