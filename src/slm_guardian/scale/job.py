@@ -111,7 +111,8 @@ def _run_ray(
     workers = workers or cluster.cores(ray)
     rows = ray.data.from_items([asdict(part) for part in todo], override_num_blocks=len(todo))
     # One core a worker: it runs the model in one thread, and so scales with the cores without a lock between them.
-    judged = rows.map(Judge, fn_constructor_args=(job, 1), concurrency=min(workers, len(todo)), num_cpus=1)
+    pool = ray.data.ActorPoolStrategy(size=min(workers, len(todo)))
+    judged = rows.map(Judge, fn_constructor_args=(job, 1), compute=pool, num_cpus=1)
     try:
         for counts in judged.iter_rows():
             done(counts)
