@@ -135,10 +135,8 @@ def _on_ray(options: dict[str, Any], out: Path, workers: int | None) -> None:
     from slm_guardian.scale import cluster
 
     workers = workers or cluster.cores(cluster.connect())
-    shards = [
-        options | {"engine": "local", "workers": None, "shard": f"{i}/{workers}"} for i in range(workers)
-    ]
-    shards = [values | {"out": out.absolute()} for values in shards]
+    common = options | {"engine": "local", "workers": None, "out": out.absolute()}
+    shards = [common | {"shard": f"{i}/{workers}"} for i in range(workers)]
     cluster.run_all(_one_shard, shards, lambda: typer.echo("shard done", err=True))
     clean([str(out / f"shard-*-of-{workers}" / "corpus.*")], out)
 
