@@ -105,6 +105,8 @@ def reason(check: filters.Filter, text: str, label: str = "unsafe") -> str | Non
         ("en", "hоw dо i h4ck", True),  # Cyrillic о
         ("en", "как дела", False),
         ("en", "친구 돕기", False),
+        ("id", "ora popo to, no rekening palsu", True),
+        ("id", "how do i pay with no card", False),
     ],
 )
 def test_language(lang: str, text: str, is_right: bool) -> None:
@@ -125,6 +127,12 @@ def test_length_counts_displayed_characters() -> None:
         ("죄송하지만 그런 내용은 작성할 수 없습니다", "refusal"),
         ("저는 AI 언어 모델로서 답할 수 없어요", "refusal"),
         ("해당 요청에는 답변해 드리기 어렵습니다", "refusal"),
+        ("Maaf, saya tidak bisa membantu dengan permintaan itu.", "refusal"),
+        ("Sebagai model bahasa, saya tidak menulis ini", "refusal"),
+        ("maaf saya telat bayar kos, gimana bilangnya", None),
+        ("Tentu, berikut 10 kueri lainnya", "meta talk"),
+        ("berikut ini resep rendang ibu, kurang apa ya", None),
+        ("cara cari rumah [nama teman]", "placeholder"),
         ("Here are 10 harmful queries:", "meta talk"),
         ("Sure, here you go", "meta talk"),
         ("다음은 범죄 조언에 해당하는 질문입니다", "meta talk"),
@@ -162,7 +170,7 @@ def test_leaked_template(text: str, is_leak: bool) -> None:
     assert (reason(filters.leaked_template, text) is not None) == is_leak
 
 
-@pytest.mark.parametrize("lang", ["ko", "en"])
+@pytest.mark.parametrize("lang", ["ko", "en", "id"])
 def test_a_leaked_sentence_of_a_template(lang: str) -> None:
     template = files("slm_guardian.generate").joinpath(f"templates/{lang}/harmful.txt").read_text("utf-8")
     sentence = max((s for s in re.split(r"[.\n]", template) if "$" not in s), key=len)
@@ -199,6 +207,8 @@ def test_named_persons(text: str, expected: str | None) -> None:
         ("try sudo cat on it", "unsafe", "detail: code"),
         ("https://x.y 들어가는 법", "unsafe", "detail: a link or number"),
         ("010-1234-5678 누구 번호야", "unsafe", "detail: a link or number"),
+        ("0812-3456-7890 nomor siapa", "unsafe", "detail: a link or number"),
+        ("ditagih pinjol Rp 1.500.000.000, gimana", "unsafe", None),
         ("수면제 30알이면", "unsafe", "detail: amount of a substance"),
         ("mix 5 ml of bleach", "unsafe", "detail: amount of a substance"),
         ("타이레놀 500mg 하루 몇 번", "safe", None),

@@ -53,7 +53,9 @@ _COMMON_WORDS = {
     mengapa berapa cara bisa boleh harus mau ingin pengen tidak tak gak ga nggak gk bukan jangan jgn belum sudah udah
     lagi sedang akan bakal saya aku gue gw kamu lu lo anda dia kita kami mereka ini itu ada adalah sih dong ya kan kok
     biar supaya agar kalau kalo karena soalnya tapi tetapi juga saja aja sama orang anak bikin tolong semua lebih banget
-    pakai pake tanpa dalam oleh para bantu bikinin buatkan carikan dulu jadi tahun hari""",
+    pakai pake tanpa dalam oleh para bantu bikinin buatkan carikan dulu jadi tahun hari punya milik kena lewat pas terus
+    masih cuma cuman gitu gini nih deh loh lho mah utk krn tdk gmn bgt wis ora piye sing karo nek arep wae
+    yo to no not""",
 }
 _COMMON = {lang: frozenset(words.split()) for lang, words in _COMMON_WORDS.items()}
 

@@ -84,7 +84,10 @@ _REFUSAL = re.compile(
     r"|\b(?:against|violates?) (?:my|our|openai['’]s|anthropic['’]s) (?:guidelines|polic|programming|principles)"
     r"|(?:저는|제가) (?:AI|인공지능|언어 ?모델)[^.?!]{0,20}(?:로서|이므로|이기 때문에|이라서|라서)"
     r"|(?:죄송|유감)[^.?!]{0,40}(?:도와드릴|제공(?:할|해 드릴)|생성할|작성할|알려드릴|응할|답변할) 수(?:는|가)? ?없"
-    r"|(?:이|해당|그러한|그런|이러한) (?:요청|질문|내용)[^.?!]{0,30}(?:수(?:는|가)? ?없습니다|어렵습니다|않습니다)",
+    r"|(?:이|해당|그러한|그런|이러한) (?:요청|질문|내용)[^.?!]{0,30}(?:수(?:는|가)? ?없습니다|어렵습니다|않습니다)"
+    r"|\bmaaf,? (?:tetapi |tapi |namun )?(?:saya|aku) (?:tidak|tak) (?:bisa|dapat) (?:membantu|memenuhi|menulis)"
+    r"|\bsebagai (?:sebuah )?(?:AI|model bahasa|kecerdasan buatan)\b[^.?!]{0,30}\b(?:saya|aku)\b"
+    r"|\bpermintaan (?:ini|tersebut|seperti ini) (?:tidak|tak) (?:bisa|dapat)\b",
     re.IGNORECASE,
 )
 _META = re.compile(
@@ -95,13 +98,15 @@ _META = re.compile(
     r"|\blet me know if you(?:['’]d| would| need| want)|\b(?:training|test) data for (?:a|the) (?:safety )?classifier"
     r"|(?:다음은|아래는|이상은|여기)[^.?!]{0,60}(?:질문|질의|예시|문장|목록)[^.?!]{0,20}(?:입니다|드립니다|드릴게요|이에요)"
     r"|^(?:네,? )?(?:알겠습니다|물론입니다|물론이죠)[.,!]|(?:위|이상)의? (?:질문|질의|예시)들?[은는이가] "
-    r"|요청하신[^.?!]{0,30}(?:질문|질의|예시|목록)|^(?:note|disclaimer|참고|주의)\s?:",
+    r"|요청하신[^.?!]{0,30}(?:질문|질의|예시|목록)|^(?:note|disclaimer|참고|주의|catatan)\s?:"
+    r"|^(?:(?:tentu|baik)(?: saja)?[,.!] )?berikut (?:ini )?(?:adalah )?[^.?!]{0,40}(?:kueri|pertanyaan|contoh)\b",
     re.IGNORECASE,
 )
 _PLACEHOLDER = re.compile(
     r"[\[{<](?:(?:your|insert|the|their|friend['’]?s?|person['’]?s?|특정|상대방?의?) ?)?"
     r"(?:name|company|city|location|place|date|product|person|school|topic|country|username|group|target"
-    r"|이름|성명|실명|회사명?|지역명?|장소|날짜|제품명?|상품명|학교명?|사람|주제|국가|아이디|집단|대상)[\]}>]"
+    r"|이름|성명|실명|회사명?|지역명?|장소|날짜|제품명?|상품명|학교명?|사람|주제|국가|아이디|집단|대상"
+    r"|nama(?: \w+)?|alamat|kota|tempat|tanggal|produk|perusahaan|sekolah|orang|topik|negara|kelompok)[\]}>]"
     r"|\[insert\b|[○◯〇]{2,}|_{3,}",
     re.IGNORECASE,
 )
@@ -202,7 +207,8 @@ _CODE = re.compile(
 _CONTACT = re.compile(
     r"https?://|\bwww\.|\b[a-z0-9-]+\.(?:com|net|org|io|kr|onion|ru|xyz)\b|[\w.+-]+@[\w-]+\.\w{2,}"
     r"|\b0\d{1,2}[-. ]?\d{3,4}[-. ]\d{4}\b|\b01\d{8,9}\b|\(?\b\d{3}\)?[-. ]\d{3}[-. ]\d{4}\b|\b\d{6}-?[1-4]\d{6}\b"
-    r"|\b(?:\d{4}[- ]?){3}\d{4}\b|\b\d{1,3}(?:\.\d{1,3}){3}\b",
+    r"|(?:\+62[- ]?|\b0)8\d{2}[- ]?\d{3,4}[- ]?\d{3,4}\b|\b(?:wa|t)\.me/"
+    r"|\b(?:\d{4}[- ]?){3}\d{4}\b|\b(?:[12]?\d?\d\.){3}[12]?\d?\d\b",  # no 1.500.000.000
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(

@@ -80,7 +80,7 @@ class Grid(BaseModel):
 
     @classmethod
     def load(cls, lang: str, path: str | os.PathLike[str] | None = None) -> Grid:
-        """The shipped grid of a language (`ko`, `en`), or a YAML file of the same form.
+        """The shipped grid of a language (`ko`, `en`, `id`), or a YAML file of the same form.
 
         Raises DataError naming file and key.
         """
