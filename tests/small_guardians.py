@@ -46,7 +46,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-GEMMA: dict[str, Any] = SHAPE | {"sliding_window": 64}
+GEMMA: dict[str, Any] = SHAPE | {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=LLAMA3_ROPE)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, tie_word_embeddings=True)),

@@ -1,6 +1,7 @@
 """Guardians on their way out: each file format gives the verdicts of the trained model.
 
-Tolerances on P(harm): 1e-6 in the same library and type, 1e-3 in llama.cpp with float32 weights, 0.02 for int8.
+Tolerances on P(harm): 1e-6 in the same library and type, 1e-5 in ONNX and 1e-3 in llama.cpp with float32 weights, 0.02
+for the int8 of the embedded model and 0.05 for that of any causal one.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from slm_guardian.engines import load_engine
 from slm_guardian.engines.torch import TorchEngine
 from slm_guardian.errors import ModelError
 from slm_guardian.layout import Layout
-from slm_guardian.train import stages
+from slm_guardian.train import onnx_causal, stages
 from slm_guardian.train.export import export_onnx
 from slm_guardian.train.export_gguf import export_gguf, split_name
 from slm_guardian.train.export_hf import export_hf
+from slm_guardian.train.stages import load_model
 from small_guardians import CATEGORIES, FAMILIES, TEXTS, distance, load, lora, spread, trained, verdicts
 
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # of the tokenizer.json of Qwen and Llama 3
@@ -245,6 +247,39 @@ def test_the_embedded_engine_judges_as_torch_does(prefix: Path, root: Path) -> N
     scores = [engine.scores(sequences, [layout.safe, layout.harm]) for engine in engines]
     harms = [1 / (1 + np.exp(s[:, 0, 0] - s[:, 0, 1])) for s in scores]
     assert np.abs(harms[0] - harms[1]).max() < 0.02
+
+
+def test_a_causal_model_in_onnx_judges_and_writes_as_torch_does(model: Path, root: Path) -> None:
+    out = root / f"{model.name}-onnx"
+    export_onnx(model, out)
+    assert distance(verdicts(out, root), verdicts(model, root)) < 1e-5
+    engines = [load_engine(model), load_engine(out)]
+    layout = engines[0].layout
+    prompt = layout.answer_prompt(layout.judge(TEXTS[4]), CATEGORIES[0])
+    free = np.zeros(layout.size, np.float32)
+    written = [list(e.write(prompt, len(prompt) - 4, free, 20)) for e in engines]
+    assert written[0] == written[1] and len(written[0]) > 3
+    assert np.allclose(*(e.meaning(layout.judge(TEXTS[4])) for e in engines), atol=1e-4)
+
+
+def test_a_causal_model_in_int8_judges_nearly_the_same(root: Path) -> None:
+    model = trained(root / "int8", "qwen3")
+    sizes = [sum(export_onnx(model, root / kind, kind=kind).values()) for kind in ("f32", "int8")]
+    assert sizes[1] < 0.6 * sizes[0]
+    found = [v.harm or 0 for v in verdicts(root / "int8", root)]
+    assert np.abs(np.array(found) - [v.harm or 0 for v in verdicts(model, root)]).max() < 0.05
+
+
+def test_layers_that_keep_another_state_have_no_onnx_form(root: Path) -> None:
+    model = load_model(trained(root / "linear", "qwen3"))
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ModelError, match="linear_attention"):
+        onnx_causal.write(model, root / "none.onnx")
+
+
+def test_an_embedded_model_is_int8_only(prefix: Path, root: Path) -> None:
+    with pytest.raises(ModelError, match="int8 only"):
+        export_onnx(prefix, root / "none", kind="f32")
 
 
 # llama.cpp itself, where it is installed

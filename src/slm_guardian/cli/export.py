@@ -23,16 +23,21 @@ def export(
         str, typer.Option(help="onnx (embedded), hf (transformers, vLLM) or gguf (llama.cpp).")
     ] = "onnx",
     kind: Annotated[
-        str | None, typer.Option("--type", help="Of the weights: f32, f16, bf16 (hf, gguf) or q8_0 (gguf).")
+        str | None,
+        typer.Option(
+            "--type", help="Of the weights: f32, f16, bf16 (hf, gguf), q8_0 (gguf), f32, int8 (onnx)."
+        ),
     ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="POLICY=DIR: a LoRA of a policy, laid beside the model (hf); repeatable."),
     ] = None,
 ) -> None:
-    """Write a guardian for an engine: int8 ONNX that runs without torch, a Hugging Face directory, or GGUF.
+    """Write a guardian for an engine: ONNX that runs without torch, a Hugging Face directory, or GGUF.
 
     Examples: guardian export -m runs/out/safety -o runs/out/mini
+
+    guardian export --type int8 -m runs/out/qwen3 -o runs/out/qwen3-onnx
 
     guardian export --to hf -m runs/out/qwen3 -o runs/out/qwen3-guardian --adapter ko=runs/out/ko
 
@@ -44,12 +49,12 @@ def export(
     only = {"--answers": (answers, "onnx"), "--examples": (examples, "onnx"), "--adapter": (adapter, "hf")}
     if unused := [option for option, (value, format) in only.items() if value and format != to]:
         raise InputError(f"{unused[0]} is for --to {only[unused[0]][1]}: leave it out")
-    if to == "onnx" and not kind:
+    if to == "onnx" and kind in (None, "f32", "int8"):
         from slm_guardian.train.export import export_onnx
 
         if examples and not answers:
             raise InputError("--examples are for --answers: give both")
-        sizes = export_onnx(model, out, answers, expand(examples or []))
+        sizes = export_onnx(model, out, answers, expand(examples or []), kind)
     elif to == "hf" and kind in (None, "f32", "f16", "bf16"):
         from slm_guardian.train.export_hf import export_hf
 
@@ -59,7 +64,7 @@ def export(
 
         sizes = export_gguf(model, out, kind or "f16")
     else:
-        raise InputError("--to is onnx (without --type), hf (f32, f16, bf16) or gguf (f32, f16, bf16, q8_0)")
+        raise InputError("--to is onnx (f32, int8), hf (f32, f16, bf16) or gguf (f32, f16, bf16, q8_0)")
     for name, size in sizes.items():
         typer.echo(f"{size / 1e6:8.2f} MB  {name}")
     typer.echo(f"{sum(sizes.values()) / 1e6:8.2f} MB  {out}")

@@ -16,6 +16,7 @@ from slm_guardian.engines.decoding import Stepwise
 from slm_guardian.errors import ModelError
 from slm_guardian.layout import Layout
 
+CAUSAL = {"attention": "causal"}  # property of a file whose query tokens do not see later ones
 _AWAY = np.float32(-1e4)  # added to the attention score of a token that must not be seen
 
 
@@ -34,7 +35,7 @@ class OnnxState:
 
 
 class OnnxEngine(Stepwise):
-    """Runs `model.onnx` as `slm_guardian.train.onnx_graph` writes it.
+    """Runs `model.onnx` as `slm_guardian.train.onnx_graph` and `onnx_causal` write it.
 
     Each sequence runs by itself, on one thread, several side by side: int8 activations are scaled over what
     runs together, so in a padded batch a verdict would depend on its neighbours. It is also faster.
@@ -45,6 +46,7 @@ class OnnxEngine(Stepwise):
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         layers, _, heads, _, size = next(i.shape for i in session.get_inputs() if i.name == "past_keys")
         self._past = np.zeros((layers, 1, heads, 0, size), np.float32)
+        self._causal = CAUSAL.items() <= session.get_modelmeta().custom_metadata_map.items()
 
     @classmethod
     def load(cls, directory: Path, threads: int | None = None) -> OnnxEngine:
@@ -110,7 +112,8 @@ class OnnxEngine(Stepwise):
         """Inputs for a whole sequence whose first `prefix` tokens see each other; the last two are selected."""
         length = len(sequence)
         mask = np.triu(np.full((length, length), _AWAY), k=1)
-        mask[:prefix, :prefix] = 0
+        if not self._causal:
+            mask[:prefix, :prefix] = 0
         return {
             "ids": np.array([sequence], np.int64),
             "positions": np.arange(length)[None],

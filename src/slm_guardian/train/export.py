@@ -1,10 +1,11 @@
-"""Export: a trained prefix LM becomes the embedded guardian (int8 ONNX, tokenizer, guardian.json)."""
+"""Export: a trained model becomes a guardian that runs without torch (ONNX, tokenizer, guardian.json)."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,38 +14,37 @@ from slm_guardian.errors import GuardianError, ModelError
 from slm_guardian.example import file_sha256, read_examples, write_json
 from slm_guardian.layout import Layout
 from slm_guardian.text import display
+from slm_guardian.train.loss import is_prefix
 from slm_guardian.train.stages import load_model, read_manifest, save
 from slm_guardian.train.topics import fit_answers, read_topics, with_examples
 
-FILES = ("model.onnx", "tokenizer.json", "guardian.json")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def export_onnx(
-    model_dir: Path, out: Path, answers: Path | None = None, examples: Sequence[Path] = ()
+    model_dir: Path,
+    out: Path,
+    answers: Path | None = None,
+    examples: Sequence[Path] = (),
+    kind: str | None = None,
 ) -> dict[str, int]:
-    """Write the embedded guardian of a trained prefix LM; returns the bytes of each file.
+    """Write a guardian that runs without torch; returns the bytes of each file.
 
+    The weights of a prefix LM become int8, those of a causal one what `kind` says: f32 (default) or int8.
     `answers` is a topic file: the guardian then says only these answers, the one whose topic fits the query.
     `examples` are labelled files whose rows name their topic: more to tell the topics apart by.
 
-    Raises ModelError for a causal model, which runs through torch or an inference server instead.
+    Raises ModelError for what has no ONNX form.
     """
-    import onnx
-
-    from slm_guardian.train.onnx_graph import build
-
     model = load_model(model_dir)
-    config = model.config
-    if config.model_type != "bert":
-        raise ModelError(
-            f"{model_dir} is a causal model, which ONNX export does not write: use --to hf or --to gguf"
-        )
-    state = {k: v.detach().cpu().numpy().astype(np.float32) for k, v in model.state_dict().items()}
-    graph = build(state, config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        onnx.save(graph, str(out / "model.onnx.partial"))
-        (out / "model.onnx.partial").replace(out / "model.onnx")
+        shutil.rmtree(unfinished := out / ".unfinished", ignore_errors=True)  # of a run that was killed
+        unfinished.mkdir()
+        _write_graph(model, unfinished / "model.onnx", kind)
+        files = [path.replace(out / path.name) for path in unfinished.iterdir()]
+        unfinished.rmdir()
         shutil.copyfile(model_dir / "tokenizer.json", out / "tokenizer.json")
     except OSError as error:
         raise GuardianError(
@@ -52,13 +52,34 @@ def export_onnx(
         ) from error
     manifest = read_manifest(model_dir) | {"sha256": file_sha256(out / "model.onnx")}
     write_json(out / "guardian.json", manifest)
-    files = [out / name for name in FILES]
+    files += [out / "tokenizer.json", out / "guardian.json"]
     (out / APPROVED).unlink(missing_ok=True)  # an earlier export's, chosen by other weights
     if answers:
         rows = [row for path in examples for row in read_examples(path)[0]]
         topics = with_examples(read_topics(answers), rows)
         files.append(fit_answers(topics, _embedding(out)).save(out))
     return {file.name: file.stat().st_size for file in files}
+
+
+def _write_graph(model: PreTrainedModel, path: Path, kind: str | None) -> None:
+    import onnx
+
+    from slm_guardian.train import onnx_causal, onnx_graph
+
+    config: Any = model.config
+    if not is_prefix(model):
+        return onnx_causal.write(model, path, kind or "f32")
+    if kind not in (None, "int8"):
+        raise ModelError("a prefix model is exported to ONNX as int8 only: leave --type out")
+    if config.model_type != "bert":
+        raise ModelError(
+            f"prefix models of the type {config.model_type} have no ONNX form here: use a BERT base"
+        )
+    state = {k: v.detach().cpu().numpy().astype(np.float32) for k, v in model.state_dict().items()}
+    graph = onnx_graph.build(
+        state, config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps
+    )
+    onnx.save(graph, str(path))
 
 
 def _embedding(directory: Path) -> Callable[[str], np.ndarray]:
