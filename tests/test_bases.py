@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from slm_guardian.layout import SPECIAL_TOKENS, Layout
 from slm_guardian.train.bases import BASES, resolve, settings_for
 from slm_guardian.train.corpora import chat_corpus
 from slm_guardian.train.data import Epochs, Row
-from slm_guardian.train.loss import hidden_states, logits
+from slm_guardian.train.loss import hidden_states, logits, packed_states
 from slm_guardian.train.stages import load_model, prepare
 from tiny import bert_base, gemma_base, llama_base, qwen3_base, rows, write_corpus, write_policies
 
@@ -171,6 +172,46 @@ def test_a_run_killed_at_once_ends_with_the_same_curve(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "guardian.json").exists()
     guardian(*own, "-o", tmp_path / "killed")
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_packed_rows_do_not_see_each_other(name: str, tmp_path: Path) -> None:
+    model = load_model(MAKE[name](tmp_path / "base")).eval()
+    batch = [Row(list(range(3, 3 + n)), n) for n in (19, 1, 7, 12)]
+    with torch.no_grad():
+        padded, packed = hidden_states(model, batch, 0), packed_states(model, batch)
+    for i, row in enumerate(batch):
+        assert torch.allclose(padded[i, : len(row.ids)], packed[i, : len(row.ids)], atol=1e-5)
+
+
+def test_packing_gives_the_same_curve_without_padding(tmp_path: Path) -> None:
+    base, (data, _) = llama_base(tmp_path / "base"), write_corpus(tmp_path)
+    own = ("train", *policies(tmp_path), "--base", base, "--data", data, "--lr", 5e-3, "--no-bf16")
+    own = (*own, "--steps", 25, "--batch", 15)
+    guardian(*own, "-o", tmp_path / "padded")
+    guardian(*own, "--packing", "-o", tmp_path / "packed")
+    for one, other in zip(curve(tmp_path / "padded"), curve(tmp_path / "packed"), strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_packed_batches_hold_more_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base, (data, _) = llama_base(tmp_path / "base"), write_corpus(tmp_path)
+    own = ("train", *policies(tmp_path), "--base", base, "--data", data, "--batch-tokens", 600, "--dry-run")
+    held = {}
+    for packing in ("--packing", "--no-packing"):
+        guardian(*own, packing, "-o", tmp_path / "none")
+        held[packing] = int(re.findall(r"a step +([\d,]+) rows", capsys.readouterr().out)[0])
+    assert held["--packing"] > held["--no-packing"]
+
+
+def test_a_prefix_base_is_not_packed(tmp_path: Path) -> None:
+    data, _ = write_corpus(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        base = bert_base(tmp_path / "base")
+        guardian(
+            "train", *policies(tmp_path), "--base", base, "--data", data, "--packing", "-o", tmp_path / "none"
+        )
+    assert stopped.value.code == InputError.exit_code
 
 
 @pytest.mark.parametrize(

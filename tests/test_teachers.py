@@ -47,6 +47,14 @@ def test_scores_of_caches_predictions_and_texts_are_averaged(tmp_path: Path) -> 
         read_scores([write(tmp_path / "none.jsonl", [{"text": "a", "harm": None}])])
 
 
+def test_a_teacher_does_not_overrule_a_trusted_label(tmp_path: Path) -> None:
+    examples = [Example("a", "safe"), Example("b", "unsafe")]
+    trusted, noisy = Corpus(tmp_path, examples, []), Corpus(tmp_path, examples, [], weight=0.5)
+    give_soft_labels([trusted, noisy], {text_key("a"): 0.8, text_key("b"): 0.1})
+    assert [example.extra[SOFT] for example in noisy.examples] == [0.8, 0.1]
+    assert [example.extra[SOFT] for example in trusted.examples] == [0.5, 0.5]
+
+
 def test_the_loss_mixes_the_label_with_the_divergence_from_the_teacher() -> None:
     scores = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
     mixed = distilled(torch.tensor([1.0, 3.0]), scores, [0.9, None], 0.25)
@@ -60,11 +68,36 @@ def test_training_follows_its_teachers(tmp_path: Path) -> None:
     base, (data, _) = llama_base(tmp_path / "base"), write_corpus(tmp_path)
     turned = [{"text": r["text"], "harm": 0.9 if r["label"] == "safe" else 0.1} for r in rows()]
     soft = write(tmp_path / "soft.jsonl", turned)
-    own = ("train", *policies(tmp_path), "--base", base, "--data", data, "--dev", data, "--steps", 30, *QUICK)
+    own = (
+        "train",
+        *policies(tmp_path),
+        "--base",
+        base,
+        "--noisy",
+        data,
+        "--dev",
+        data,
+        "--steps",
+        30,
+        *QUICK,
+    )
     guardian(*own, "--soft-labels", soft, "--soft-weight", 1, "-o", tmp_path / "taught")
     guardian(*own, "-o", tmp_path / "alone")
     taught, alone = (curve(tmp_path / name)[-1]["auroc_en"] for name in ("taught", "alone"))
     assert taught < 0.4 < 0.6 < alone  # a teacher that is always wrong teaches just that
+
+
+def test_a_guard_is_asked_about_every_row_once(tmp_path: Path) -> None:
+    base, (data, _) = llama_base(tmp_path / "base"), write_corpus(tmp_path)
+    own = ("train", *policies(tmp_path), "--base", base, "--data", data, "--steps", 1, *QUICK)
+    own = (*own, "--soft-from", "constant:unsafe", "--soft-from", "keywords")
+    guardian(*own, "-o", tmp_path / "one")
+    files = sorted((tmp_path / "teachers").rglob("*.jsonl"))
+    before = [file.read_text() for file in files]
+    assert len(files) == 2
+    assert {text_key(row["text"]) for row in rows()} <= read_scores(files).keys()
+    guardian(*own, "-o", tmp_path / "two")
+    assert [file.read_text() for file in files] == before
 
 
 def corpus_with_wrong_labels() -> tuple[list[Example], set[int]]:

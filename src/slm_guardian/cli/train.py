@@ -57,7 +57,16 @@ def train(
             help="Scores of teachers: caches of `guardian compare`, predictions of `guardian evaluate`."
         ),
     ] = None,
-    soft_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of --soft-labels.")] = 0.5,
+    soft_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SYSTEM",
+            help="Distil from this guard too (as in `guardian compare`): it judges the rows, once; repeatable.",
+        ),
+    ] = None,
+    soft_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Weight of teachers against labels.")
+    ] = 0.5,
     dev: Annotated[Path | None, typer.Option(help="Labelled file; its AUROC is logged on the way.")] = None,
     policy: PolicyNames = None,
     lora: Annotated[bool, typer.Option("--lora/--full", help="Train a LoRA, or all weights.")] = False,
@@ -71,6 +80,9 @@ def train(
     batch_tokens: Annotated[
         int | None, typer.Option(help="Tokens a step, padding included, instead of --batch rows.")
     ] = None,
+    packing: Annotated[
+        bool, typer.Option(help="Lay the rows of a step end to end: no padding (causal bases).")
+    ] = False,
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate of the body; the base's preset without it.")
     ] = None,
@@ -144,12 +156,17 @@ def train(
         stage=stage,
         out=out,
         policies=[Policy.load(name) for name in policy or ["ko", "en"]],
-        sources=session.Sources.of(files, cap, teacher, dev, answers),
+        sources=session.Sources.of(files, cap, teacher, dev, answers, soft_from or []),
         tuning=Tuning(
             lora, rank or row.rank, alpha or row.alpha, bf16, checkpointing, fsdp, template and row.template
         ),
         settings=StageConfig(
-            batch_size=batch, batch_tokens=batch_tokens, lam=lam, answered=answered, soft_weight=soft_weight
+            batch_size=batch,
+            batch_tokens=batch_tokens,
+            packing=packing,
+            lam=lam,
+            answered=answered,
+            soft_weight=soft_weight,
         ),
         config=config,
     )

@@ -17,7 +17,7 @@ import torch
 
 from slm_guardian.train import lora, pieces
 from slm_guardian.train.bases import Base, load_config
-from slm_guardian.train.data import Row
+from slm_guardian.train.data import Row, held
 from slm_guardian.train.loop import device
 from slm_guardian.train.tuning import Tuning
 
@@ -46,7 +46,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Load:
-    """What a step sees over all processes: rows, tokens with padding, tokens of answers, tokens that may be written."""
+    """What a step sees over all processes: rows, tokens (with their padding), tokens of answers and possible ones."""
 
     rows: int
     tokens: int
@@ -54,12 +54,12 @@ class Load:
     written: int
 
     @classmethod
-    def of(cls, batches: Sequence[Sequence[Row]], written: int) -> Load:
+    def of(cls, batches: Sequence[Sequence[Row]], written: int, packed: bool = False) -> Load:
         """The mean of some batches."""
         n = len(batches)
         answers = (len(r.ids) - 1 - r.answer for rows in batches for r in rows if r.answer is not None)
-        padded = sum(len(rows) * max(len(r.ids) for r in rows) for rows in batches)
-        return cls(sum(map(len, batches)) // n, padded // n, sum(answers) // n, written)
+        tokens = sum(held(rows, packed) for rows in batches)
+        return cls(sum(map(len, batches)) // n, tokens // n, sum(answers) // n, written)
 
 
 def budget(

@@ -47,6 +47,11 @@ class Corpus:
     weight: float = 1.0
     cap: int | None = None
 
+    @property
+    def trusted(self) -> bool:
+        """Whether the labels follow our policy: noisy public files are weighed down."""
+        return self.weight >= 1
+
     def draw(self, rng: random.Random) -> list[Example]:
         """This epoch's rows."""
         if self.cap is None or len(self.examples) <= self.cap:
@@ -165,7 +170,8 @@ def clean_response(example: Example, policy: Policy | None) -> tuple[str | None,
 class Epochs:
     """Batches by step: every epoch draws, perturbs, shuffles and sorts rows anew, by seed and epoch alone.
 
-    `tokens` makes batches of as many rows as fit into it with their padding, instead of `batch_size` rows.
+    `tokens` makes batches of as many rows as fit into it with their padding, instead of `batch_size` rows; `packed`
+    ones have none.
     """
 
     def __init__(
@@ -174,8 +180,10 @@ class Epochs:
         batch_size: int,
         seed: int,
         tokens: int | None = None,
+        packed: bool = False,
     ) -> None:
         self.draw, self.batch_size, self.seed, self.tokens = draw, batch_size, seed, tokens
+        self.packed = packed
         self._epoch = -1
         self._batches: list[list[Row]] = []
         self.steps_per_epoch = len(self._load(0))
@@ -207,12 +215,11 @@ class Epochs:
         if self.tokens is None:
             yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
             return
-        batch, longest = [], 0
+        batch: list[Row] = []
         for row in rows:
-            longest = max(longest, len(row.ids))
-            if batch and longest * (len(batch) + 1) > self.tokens:
+            if batch and held([*batch, row], self.packed) > self.tokens:
                 yield batch
-                batch, longest = [], len(row.ids)
+                batch = []
             batch.append(row)
         yield batch
 
@@ -233,6 +240,12 @@ def safety_rows(
         return rows
 
     return draw
+
+
+def held(rows: Sequence[Row], packed: bool = False) -> int:
+    """Tokens of a batch, with the padding that it needs unless it is packed."""
+    lengths = [len(row.ids) for row in rows]
+    return sum(lengths) if packed else max(lengths) * len(rows)
 
 
 def prefix_mask(rows: Sequence[Row], length: int) -> Tensor:

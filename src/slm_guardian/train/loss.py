@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from slm_guardian.layout import Layout
@@ -40,7 +41,19 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Row], fill: int) -> Ten
     return model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
-def logits(model: PreTrainedModel, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+def packed_states(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
+    """The same for a causal model, whose rows lie end to end in one sequence: no padding is computed.
+
+    Positions start anew with each row, by which transformers keeps them from seeing each other.
+    """
+    lengths = [len(row.ids) for row in rows]
+    ids = torch.tensor([[token for row in rows for token in row.ids]], device=model.device)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(model.device)
+    hidden = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+    return pad_sequence(hidden.split(lengths), batch_first=True)
+
+
+def logits(model: PreTrainedModel, hidden: Tensor, tokens: Sequence[int] | Tensor | None = None) -> Tensor:
     """Logits of hidden states (n, hidden): of the whole vocabulary, or of `tokens` only."""
     whole: Any = model
     head = whole.cls.predictions if is_prefix(model) else whole.get_output_embeddings()
@@ -49,7 +62,7 @@ def logits(model: PreTrainedModel, hidden: Tensor, tokens: Sequence[int] | None 
     else:
         weight, bias = head.weight, getattr(head, "bias", None)  # PEFT's wrapper has only the weight
     if tokens is not None:
-        chosen = torch.tensor(tokens, device=weight.device)
+        chosen = torch.as_tensor(tokens, device=weight.device)
         weight, bias = weight[chosen], None if bias is None else bias[chosen]
     return _as_the_model_does(model.config, F.linear(hidden, weight, bias))
 
@@ -76,13 +89,14 @@ class JointLoss:
         smoothing: float,
         answer_tokens: Sequence[int] | None = None,
         soft_weight: float = 0.5,
+        packed: bool = False,
     ) -> None:
-        """`soft_weight` is that of the teachers, see `distilled`.
+        """`soft_weight` is that of the teachers, see `distilled`; `packed` rows of a causal model have no padding.
 
         `answer_tokens` limits the softmax of answers: a third of the vocabulary is three times as fast.
         """
         self.model, self.layout, self.lam, self.smoothing = model, layout, lam, smoothing
-        self.soft_weight = soft_weight
+        self.soft_weight, self.packed = soft_weight, packed
         self.labels = [layout.safe, layout.harm]
         self.categories = [layout.piece_id(c) or 0 for c in categories]
         self.answer_tokens = answer_tokens
@@ -94,7 +108,7 @@ class JointLoss:
         With several processes each one sees its share of the rows, and the mean over them is the value of all rows.
         """
         mine = parallel.share(rows) or [Row(rows[0].ids, 0)]  # a process without rows takes part all the same
-        hidden = hidden_states(self.model, mine, self.layout.end)
+        hidden = self._hidden(mine)
         parts = {
             "pred": self._pred(hidden, mine, rows),
             "category": self._category(hidden, mine, rows),
@@ -105,6 +119,11 @@ class JointLoss:
         explained = parts.get("category", zero) + parts.get("answer", zero)
         loss = parts.get("pred", zero) + self.lam * explained
         return {"loss": loss, **{k: v.detach() for k, v in parts.items()}}
+
+    def _hidden(self, rows: Sequence[Row]) -> Tensor:
+        if self.packed:
+            return packed_states(self.model, rows)
+        return hidden_states(self.model, rows, self.layout.end)
 
     def _pred(self, hidden: Tensor, rows: Sequence[Row], everyone: Sequence[Row]) -> Tensor | None:
         total = self._weights(r for r in everyone if r.label is not None)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from slm_guardian.errors import ModelError
+from slm_guardian.errors import InputError, ModelError
 from slm_guardian.example import expand, read_examples
 from slm_guardian.policy import Policy
 from slm_guardian.train import budget, parallel, pieces, stages
@@ -20,7 +20,8 @@ from slm_guardian.train.corpora import chat_corpus, safety_corpora
 from slm_guardian.train.corpora import parallel as read_parallel
 from slm_guardian.train.data import Corpus, Encoder
 from slm_guardian.train.loop import LoopConfig, device
-from slm_guardian.train.teachers import give_soft_labels, read_scores
+from slm_guardian.train.loss import is_prefix
+from slm_guardian.train.teachers import ask, give_soft_labels, read_scores
 from slm_guardian.train.transfer import Alignment, teacher_vectors
 from slm_guardian.train.tuning import Learner, Tuning, learner
 
@@ -35,6 +36,7 @@ class Sources:
     chat: Sequence[Path]
     parallel: Sequence[Path]
     soft_labels: Sequence[Path]
+    soft_from: Sequence[str]
     cap: int
     teacher: Path | None
     dev: Path | None
@@ -48,11 +50,12 @@ class Sources:
         teacher: Path | None = None,
         dev: Path | None = None,
         answers: Path | None = None,
+        soft_from: Sequence[str] = (),
     ) -> Sources:
         """Sources by path or glob pattern. Raises DataError for a pattern without a file."""
         names = ("data", "noisy", "translations", "chat", "parallel", "soft_labels")
         paths = {name: expand(patterns.get(name) or []) for name in names}
-        return cls(**paths, cap=cap, teacher=teacher, dev=dev, answers=answers)
+        return cls(**paths, soft_from=soft_from, cap=cap, teacher=teacher, dev=dev, answers=answers)
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ def train(plan: Plan, say: Callable[[str], object]) -> None:
         torch.manual_seed(plan.config.seed)
         corpora = read(plan)
         say(f"Read {sum(len(c.examples) for c in corpora):,} rows of {len(corpora)} files")
-        if plan.sources.soft_labels:
-            known = give_soft_labels(corpora, read_scores(plan.sources.soft_labels))
-            say(f"Teachers judged {known:,} of them")
         with parallel.first_goes_first():  # what is fetched or computed once is found by the others
+            taught = ask(plan.sources.soft_from, corpora, plan.out.parent / "teachers")
+            if soft := [*plan.sources.soft_labels, *taught]:
+                say(f"Teachers judged {give_soft_labels(corpora, read_scores(soft)):,} of them")
             ready = learner(plan.base, plan.names, plan.tuning, plan.row)
             alignment = _alignment(plan, ready, corpora)
+        if plan.settings.packing and is_prefix(ready.model):
+            raise InputError("--packing is for causal bases: leave it out for this one")
         if plan.sources.answers:
             say("Giving harmful rows the answer of their topic")
             stages.give_topic_answers(
@@ -114,7 +119,7 @@ def dry_run(plan: Plan) -> Iterable[str]:
     encoder = Encoder(layout, {p.language: p for p in plan.policies})
     epochs, tokens = stages.epochs_for(plan.stage, encoder, read(plan), plan.settings, plan.config)
     batches = [epochs(step) for step in range(min(200, epochs.steps_per_epoch))]
-    load = budget.Load.of(batches, len(tokens))
+    load = budget.Load.of(batches, len(tokens), plan.settings.packing)
     made = budget.budget(
         plan.base,
         plan.row,
@@ -127,7 +132,7 @@ def dry_run(plan: Plan) -> Iterable[str]:
     )
     yield f"base        {plan.base} ({plan.row.licence or 'licence: see its card'})"
     yield from budget.lines(made, plan.config.steps, processes, device().type)
-    yield f"a step      {load.rows:,} rows, {load.tokens:,} tokens with padding"
+    yield f"a step      {load.rows:,} rows, {load.tokens:,} tokens with {'no ' if plan.settings.packing else ''}padding"
     if layout.around:
         yield f"template    {layout.frame.before!r} QUERY {layout.frame.after!r}"
     yield f"new pieces  {len(missing)}"

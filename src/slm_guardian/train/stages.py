@@ -40,7 +40,8 @@ transformers_logging.disable_progress_bar()
 class StageConfig:
     """What a stage sees. λ weighs category and response against the label.
 
-    `batch_tokens` bounds a batch by what it holds with its padding, over all processes, instead of by rows.
+    `batch_tokens` bounds a batch by what it holds, over all processes, instead of by rows; `packing` lays the rows
+    of a causal model end to end, without padding.
     """
 
     batch_size: int = 64
@@ -51,6 +52,7 @@ class StageConfig:
     align_every: int = 8
     align_batch: int = 64
     batch_tokens: int | None = None
+    packing: bool = False
     soft_weight: float = 0.5
 
 
@@ -120,7 +122,16 @@ def train(
     epochs, tokens = epochs_for(stage, encoder, corpora, settings, config)
     first = stage == "instruct"
     lam, smoothing = (1.0, 0.0) if first else (settings.lam, settings.smoothing)
-    loss = JointLoss(model, encoder.layout, encoder.categories, lam, smoothing, tokens, settings.soft_weight)
+    loss = JointLoss(
+        model,
+        encoder.layout,
+        encoder.categories,
+        lam,
+        smoothing,
+        tokens,
+        settings.soft_weight,
+        settings.packing,
+    )
     rejected = encoder.rejects.copy()
     evaluate = (lambda: dev_auroc(model, encoder, dev)) if dev and not first else None
     run(model, _with_alignment(loss, epochs, settings, alignment), config, out, evaluate)
@@ -144,7 +155,7 @@ def epochs_for(
         draw = safety_rows(corpora, encoder, settings.perturbed, settings.answered)
         rows = [row for e in examples if e.response for row in [encoder.safety(e)] if row.answer is not None]
     rejected = encoder.rejects.copy()  # each epoch counts them again
-    epochs = Epochs(draw, settings.batch_size, config.seed, settings.batch_tokens)
+    epochs = Epochs(draw, settings.batch_size, config.seed, settings.batch_tokens, settings.packing)
     encoder.rejects = rejected
     return epochs, answer_tokens(rows)
 
