@@ -448,3 +448,9 @@ def test_a_verdict_prints_the_fields_of_the_contract(never: Guardian) -> None:
     keys = ["text", "label", "harm", "category", "group", "response", "policy", "model"]
     assert list(never.check("hello").to_dict()) == keys
     assert list(never.check("").to_dict()) == [*keys, "error"]
+
+
+def test_two_policies_of_one_language_are_not_taken_for_one(guardian: Guardian) -> None:
+    first = next(iter(guardian.policies.values()))
+    with pytest.raises(PolicyError, match="with_policies"):
+        guardian.with_policies([first, first.model_copy(update={"id": "other"})])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from commands import guardian, policies
 from slm_guardian import Guardian, Policy
 from slm_guardian.engines import load_engine
 from slm_guardian.engines.decoding import greedy
-from slm_guardian.errors import DataError, GuardianError, ModelError
-from slm_guardian.example import Example
+from slm_guardian.errors import DataError, GuardianError, InputError, ModelError
+from slm_guardian.evaluate.card import provenance
+from slm_guardian.example import Example, write_jsonl
 from slm_guardian.train.export import export_onnx
 from slm_guardian.train.loop import LoopConfig, run
 from slm_guardian.train.topics import answer_by_topic, read_topics
@@ -116,6 +118,33 @@ def test_stages_leave_metrics_curves_and_a_manifest(chain: Path) -> None:
     corpus = manifest["stages"]["safety"]["corpora"][0]
     assert corpus["rows"] == 96 and corpus["unsafe"] == 48 and len(corpus["sha256"]) == 64
     assert set(manifest["calibration"]["thresholds"]) == {"ko", "en"}
+
+
+def test_rows_in_doubt_give_a_strict_and_a_loose_threshold(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "mini"
+    shutil.copytree(chain / "mini", made)
+    dev = [json.loads(line) for line in write_corpus(tmp_path)[0].read_text().splitlines()]
+    for row in dev:
+        row["label_tier"] = ("agreed", "controversial")[
+            row["label"] == "unsafe" and row["text"][-1] in "13579"
+        ]
+    write_jsonl(tmp_path / "dev.jsonl", dev)
+    own = policies(tmp_path)
+    guardian("calibrate", *own, "-m", made, "--dev", tmp_path / "dev.jsonl", "--dev-fpr", 0.2)
+    found = json.loads((made / "guardian.json").read_text())["calibration"]
+    for lang in ("ko", "en"):
+        assert found["strict"][lang] <= found["thresholds"][lang] < found["loose"][lang]
+    packs = [Policy.load(path) for path in write_policies(tmp_path)]
+    limits = {mode: Guardian.load(made, packs, threshold=mode).threshold for mode in ("strict", "loose")}
+    assert limits == {mode: found[mode][packs[0].id] for mode in limits}
+    assert "Strict mode" in provenance(json.loads((made / "guardian.json").read_text()))
+    with pytest.raises(InputError, match="guardian labels"):
+        Guardian.load(chain / "mini", packs, threshold="strict")
+    with pytest.raises(SystemExit):
+        guardian("check", "-m", made, "--threshold", "strickt", "x")
+    assert "strict or loose" in capsys.readouterr().err
 
 
 def test_the_onnx_engine_agrees_with_torch(chain: Path) -> None:
@@ -230,9 +259,8 @@ def test_a_causal_model_trains_and_answers_through_the_same_commands(tmp_path: P
     assert verdicts[0].harm is not None and verdicts[1].harm is not None
     assert verdicts[0].harm > verdicts[1].harm
     assert causal.respond("i want to die")[-1] in ".!?"
-    with pytest.raises(SystemExit) as stopped:
-        guardian("export", "-m", tmp_path / "causal", "-o", tmp_path / "none")
-    assert stopped.value.code == ModelError.exit_code
+    guardian("export", "-m", tmp_path / "causal", "-o", tmp_path / "exported")
+    assert load(tmp_path / "exported").respond("i want to die") == causal.respond("i want to die")
 
 
 def _objective(model: nn.Linear, interrupt_at: int | None = None):

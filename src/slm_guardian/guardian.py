@@ -25,6 +25,7 @@ MAX_ANSWER = 96  # tokens
 MAX_TEXT = 2_000_000  # characters; more is refused, never cut
 _BANNED = np.float32(-1e9)
 _UNREADABLE = "nothing to read: the text is empty, invisible or in another encoding"
+MODES = ("strict", "loose")  # thresholds that calibration makes of rows on which readers disagree
 NO_NUMBER = "the model gave no number: export it again"
 
 
@@ -72,16 +73,18 @@ class Guardian:
         policies: Sequence[Policy],
         manifest: Mapping[str, Any],
         name: str,
-        threshold: float | None,
+        threshold: float | str | None,
         approved: Approved | None = None,
     ) -> None:
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InputError(f"the threshold is {threshold}: give a number from 0 to 1")
+        self._threshold = _threshold(threshold, manifest)
+        if len({policy.language for policy in policies}) < len(policies):
+            raise PolicyError(
+                "two policies for one language: load one, and the other by with_policies, which shares the model"
+            )
         self.engine, self.name = engine, name
         self.policies = {policy.language: policy for policy in policies}
         self._default = policies[0]
         self._manifest, self._approved = manifest, approved
-        self._threshold = threshold
         self._temperature = float(manifest.get("calibration", {}).get("temperature", 1.0))
         self._casing = manifest.get("casing", {})
         for policy in policies:
@@ -92,14 +95,15 @@ class Guardian:
         cls,
         model: str | Path | None = None,
         policy: str | Path | Policy | Sequence[Policy] | None = None,
-        threshold: float | None = None,
+        threshold: float | str | None = None,
         threads: int | None = None,
     ) -> Guardian:
         """Load a guardian: the shipped one, a model directory, or one that a server runs.
 
         A server (vLLM, llama-server) is given as `http://HOST:PORT/v1?model=NAME&tokenizer=DIR`, where DIR is
         the exported directory: its guardian.json and tokenizer.json are read. Several policies serve each its
-        language; without `policy` the shipped packs do. `threshold` overrides all others.
+        language; without `policy` the shipped packs do. `threshold` is a P(harm) that overrides all others, or one
+        of MODES: `strict` finds more harm, `loose` stops fewer people.
         Raises InputError, ModelError or PolicyError with what to do.
         """
         directory, engine = _loaded(model, threads)
@@ -112,7 +116,7 @@ class Guardian:
         name = manifest.get("name") or directory.name
         return cls(engine, policies, manifest, name, threshold, Approved.load(directory))
 
-    def with_policies(self, policies: Sequence[Policy], threshold: float | None = None) -> Guardian:
+    def with_policies(self, policies: Sequence[Policy], threshold: float | str | None = None) -> Guardian:
         """A guardian by other policies that shares this one's model. Raises PolicyError."""
         return Guardian(self.engine, policies, self._manifest, self.name, threshold, self._approved)
 
@@ -178,7 +182,7 @@ class Guardian:
 
     def limit(self, policy: Policy, category: Category) -> float:
         """P(harm) from which a query of this category counts as harmful."""
-        if self._threshold is not None or category.threshold is None:
+        if isinstance(self._threshold, float) or category.threshold is None:
             return self._base_threshold(policy)
         return category.threshold
 
@@ -320,9 +324,11 @@ class Guardian:
         return self._known[max(usable, key=lambda i: logits[1 + i])]
 
     def _base_threshold(self, policy: Policy) -> float:
-        if self._threshold is not None:
+        if isinstance(self._threshold, float):
             return self._threshold
-        calibrated = self._manifest.get("calibration", {}).get("thresholds", {}).get(policy.id)
+        calibrated = (
+            self._manifest.get("calibration", {}).get(self._threshold or "thresholds", {}).get(policy.id)
+        )
         return next((t for t in (calibrated, policy.threshold) if t is not None), 0.5)
 
     @property
@@ -336,6 +342,28 @@ class Guardian:
                 f"policy {policy.id} has the category {missing[0]}, which model {self.name} was not "
                 "trained on: train a model with this policy, or remove the category"
             )
+
+
+def as_threshold(text: str | float | None) -> float | str | None:
+    """A threshold as it is typed: a number or one of MODES. Raises InputError."""
+    if text is None or isinstance(text, float) or text in MODES:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"a threshold is a number from 0 to 1, {' or '.join(MODES)}") from None
+
+
+def _threshold(value: float | str | None, manifest: Mapping[str, Any]) -> float | str | None:
+    if value is None or value in MODES:
+        if value and value not in manifest.get("calibration", {}):
+            raise InputError(
+                f"the model has no {value} threshold: calibrate it with rows of `guardian labels` as --dev"
+            )
+        return value
+    if isinstance(value, str) or not 0 <= value <= 1:
+        raise InputError(f"the threshold is {value}: give a number from 0 to 1, {' or '.join(MODES)}")
+    return float(value)
 
 
 def _loaded(model: str | Path | None, threads: int | None) -> tuple[Path, Engine]:
@@ -354,7 +382,8 @@ def _manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
         calibration = manifest.get("calibration", {})
-        numbers = [calibration.get("temperature", 1.0), *calibration.get("thresholds", {}).values()]
+        limits = [n for mode in ("thresholds", *MODES) for n in calibration.get(mode, {}).values()]
+        numbers = [calibration.get("temperature", 1.0), *limits]
         if not list(manifest["categories"]) or not all(0 <= n < math.inf for n in numbers) or not numbers[0]:
             raise ValueError("no categories, or a number that is none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

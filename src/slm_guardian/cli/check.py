@@ -34,7 +34,8 @@ def check(
         typer.Option("--model", "-m", help="Model directory or server's address; default: the shipped one."),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="P(harm) from which a query is unsafe.")
+        str | None,
+        typer.Option(metavar="P|strict|loose", help="P(harm) from which a query is unsafe, or a mode."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Answer every query as if it were harmful.")] = False,
     no_response: Annotated[bool, typer.Option("--no-response", help="Verdicts only, no answers.")] = False,
@@ -62,8 +63,9 @@ def check(
 
     guardian check --file 'logs/*.parquet' --out verdicts --engine ray
     """
-    from slm_guardian.guardian import Guardian
+    from slm_guardian.guardian import Guardian, as_threshold
 
+    limit = as_threshold(threshold)
     if out is None and (shard or workers or engine != "local"):
         raise InputError("--shard, --engine and --workers are for large files: add --out DIRECTORY")
     if out is not None:
@@ -74,12 +76,12 @@ def check(
         from slm_guardian.scale.job import Job
 
         model, policy = _absolute(model), _absolute(policy)  # a worker may run in another directory
-        job = Job(str(out.absolute()), model, policy, threshold, not no_response, force)
+        job = Job(str(out.absolute()), model, policy, limit, not no_response, force)
         return _at_scale(job, file, part_rows, shard, engine, workers)
     queries = [*(texts or []), *(_read(file) if file else [])]
     if not queries:
         raise InputError("nothing to judge: pass texts, or --file FILE (- for standard input)")
-    guardian = Guardian.load(model, policy, threshold)
+    guardian = Guardian.load(model, policy, limit)
     verdicts = _judged(guardian, queries, not no_response, force)
     failed = _print_json(verdicts) if as_json else _print_table(verdicts)
     if failed:

@@ -21,8 +21,10 @@ def evaluate(
     more: Annotated[list[str] | None, typer.Argument(metavar="DATA", help="Further data sets.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")] = Path("evaluation"),
     threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="P(harm) from which a query is unsafe; default: the model's own."),
+        str | None,
+        typer.Option(
+            metavar="P|strict|loose", help="P(harm) from which a query is unsafe; default: the model's own."
+        ),
     ] = None,
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="Policy path or name.")] = None,
     with_text: Annotated[
@@ -35,10 +37,13 @@ def evaluate(
     from slm_guardian.evaluate.report import summary
     from slm_guardian.evaluate.run import evaluate_system
     from slm_guardian.evaluate.systems import load_system
+    from slm_guardian.guardian import as_threshold
 
     datasets = load_datasets([*(data or []), *(more or [])], repeats=True)
-    system = load_system(model, policy, threshold)
-    metrics = evaluate_system(system, datasets, threshold, out, with_text)
+    limit = as_threshold(threshold)
+    system = load_system(model, policy, limit)
+    given = limit if isinstance(limit, float) else None  # a mode is the guardian's own threshold
+    metrics = evaluate_system(system, datasets, given, out, with_text)
     if as_json:
         typer.echo(json.dumps(metrics, ensure_ascii=False))
     else:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from slm_guardian.guardian import MODES
+
 
 def render(
     manifest: Mapping[str, Any], metrics: Mapping[str, Any] | None, answered: Mapping[str, Any] | None
@@ -105,13 +107,20 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
     values = manifest.get("calibration")
     if not values:
         return "## Calibration\n\n-"
-    thresholds = ", ".join(f"{name} {value}" for name, value in values["thresholds"].items())
+    thresholds = _limits(values["thresholds"])
+    modes = "".join(
+        f" {mode.capitalize()} mode: {_limits(values[mode])}." for mode in MODES if mode in values
+    )
     return (
         f"## Calibration\n\nTemperature {values['temperature']}, thresholds {thresholds}: the lowest at which the "
         f"FPR is at most {values['dev_fpr']:.1%} on the safe dev rows (n of dev {values['n_dev']:,}) and "
         f"{values['pool_fpr']:.1%} on each benign set ({values['n_pool']:,} queries). "
-        f"ECE on dev {values['ece']}."
+        f"ECE on dev {values['ece']}.{modes}"
     )
+
+
+def _limits(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:

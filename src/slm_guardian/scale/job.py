@@ -22,7 +22,7 @@ class Job:
     out: str
     model: str | None = None
     policy: str | None = None
-    threshold: float | None = None
+    threshold: float | str | None = None
     respond: bool = True
     force: bool = False
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -94,7 +94,7 @@ class PolicySet(_Strict):
 
     files: list[str] = Field(default=["ko", "en"], min_length=1)
     forced: list[ForcedTopic] = []
-    threshold: float | None = Field(default=None, ge=0, le=1)
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["strict", "loose"] | None = None
 
 
 class Settings(_Strict):

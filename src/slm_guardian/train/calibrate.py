@@ -1,6 +1,10 @@
 """Calibration: a temperature for P(harm), and a threshold per policy chosen by its false-positive rate.
 
 Thresholds come from benign queries, not from F1: a guard that blocks harmless people is switched off.
+
+Rows on which readers disagree (the tier `controversial` of `guardian labels`) give two more thresholds, for modes as
+in Qwen3Guard (2510.14276): the strict reader calls them unsafe and allows twice the false-positive rates, the loose
+one calls them safe.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from slm_guardian.example import Example, file_sha256, write_json
 from slm_guardian.guardian import Guardian
 from slm_guardian.policy import Policy
 from slm_guardian.text import language
+from slm_guardian.train.label_check import TIER
 from slm_guardian.train.stages import read_manifest
 
 
@@ -42,7 +47,7 @@ def calibrate(
     """Fit temperature and thresholds of a model directory and write them into its guardian.json.
 
     `dev` holds labelled queries with `lang`, each of `pools` benign queries. A language's threshold allows
-    `dev_fpr` on its safe dev rows and `fpr` on its rows of every pool.
+    `dev_fpr` on its safe dev rows and `fpr` on its rows of every pool. Dev rows with tiers give strict and loose ones.
     """
     manifest = read_manifest(model)
     manifest.pop("calibration", None)
@@ -54,18 +59,21 @@ def calibrate(
     logits = _logits(guardian, dev)
     temperature = fit_temperature(logits, labels)
     harm = _sigmoid(logits / temperature)
-    limits: dict[str, Any] = {}
+    limits: dict[str, dict[str, float]] = {}
     for lang, policy in guardian.policies.items():
-        safe = harm[np.array([e.lang == lang for e in dev]) & ~labels]
+        here = np.array([e.lang == lang for e in dev])
         own = (
             [e for e in pool if (e.lang or language(e.text, list(guardian.policies))) == lang]
             for pool in pools
         )
         benign = [_sigmoid(_logits(guardian, pool) / temperature) for pool in own]
-        limits[policy.id] = max(_limit(safe, dev_fpr), *(_limit(scores, fpr) for scores in benign), 0.0)
+        for mode, (safe, rate) in _readings(dev, labels).items():
+            allowed = [_limit(harm[here & safe], rate * dev_fpr)]
+            allowed += [_limit(scores, rate * fpr) for scores in benign]
+            limits.setdefault(mode, {})[policy.id] = round(float(max(allowed)), 4)
     calibration = {
         "temperature": round(temperature, 4),
-        "thresholds": {name: round(float(value), 4) for name, value in limits.items()},
+        **limits,
         "dev_fpr": dev_fpr,
         "pool_fpr": fpr,
         "n_dev": len(dev),
@@ -75,6 +83,16 @@ def calibrate(
     }
     write_json(model / "guardian.json", manifest | {"calibration": calibration})
     return calibration
+
+
+def _readings(dev: Sequence[Example], unsafe: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
+    """Which rows are safe in each mode, and how many times the false-positive rates it allows."""
+    tiers = np.array([str(e.extra.get(TIER)) for e in dev])
+    disputed = tiers == "controversial"
+    plain = {"thresholds": (~unsafe, 1.0)}
+    if not disputed.any():
+        return plain
+    return plain | {"strict": (~unsafe & ~disputed, 2.0), "loose": (~unsafe | disputed, 1.0)}
 
 
 def _logits(guardian: Guardian, examples: Sequence[Example]) -> np.ndarray:

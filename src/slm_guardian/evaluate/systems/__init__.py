@@ -100,7 +100,7 @@ class System(Protocol):
 
 
 def load_system(
-    spec: str | None = None, policy: str | Path | Policy | None = None, threshold: float | None = None
+    spec: str | None = None, policy: str | Path | Policy | None = None, threshold: float | str | None = None
 ) -> System:
     """The system that a spec names; None is the shipped guardian.
 
@@ -110,6 +110,8 @@ def load_system(
     kind, target, options = _parse(spec or "guardian")
     load = _loader(kind)
     name = options.pop("name", None) or _name(spec or kind, options)
+    if kind != "guardian" and isinstance(threshold, str):
+        raise InputError(f"the threshold '{threshold}' is one of a guardian: give a number for other systems")
     if kind == "guardian":
         given = {"policy": policy, "threshold": threshold}
         options = {key: value for key, value in given.items() if value is not None} | options

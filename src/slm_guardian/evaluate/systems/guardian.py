@@ -9,7 +9,7 @@ from pathlib import Path
 from slm_guardian.engines.http import HttpEngine
 from slm_guardian.engines.torch import TorchEngine
 from slm_guardian.evaluate.systems import Judged, digest, hash_files
-from slm_guardian.guardian import Guardian
+from slm_guardian.guardian import Guardian, as_threshold
 from slm_guardian.policy import Policy
 
 
@@ -32,11 +32,11 @@ def load(
     target: str | None = None,
     *,
     policy: str | Path | Policy | None = None,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     threads: int | None = None,
 ) -> GuardianSystem:
     """The guardian in the directory `target`, or the shipped one. Raises ModelError or PolicyError."""
-    guardian = Guardian.load(target, policy, threshold, threads)
+    guardian = Guardian.load(target, policy, as_threshold(threshold), threads)
     directory = Path(target or str(files("slm_guardian").joinpath("assets/mini")))
     if isinstance(guardian.engine, HttpEngine):
         directory = guardian.engine.directory
