@@ -59,7 +59,7 @@ def server(keys: None) -> Iterator[ModerationServer]:
         ("nope", "no system 'nope': use a model directory or one of guardian, tfidf, keywords"),
         ("keywords?volume=11", "keywords: no option 'volume': it has name"),
         ("llama-guard-3?shots=few", "'shots' cannot be used: Input should be 'zero' or 'ic'"),
-        ("guardian?threshold=high", "'threshold' cannot be used"),
+        ("guardian?threshold=high", "from 0 to 1, strict or loose"),
         ("chat?shots", "write options as"),
         ("constant:maybe", "constant:safe or constant:unsafe"),
         ("chat:m?base_url=ftp://x", "must start with http"),

@@ -344,26 +344,23 @@ class Guardian:
             )
 
 
-def as_threshold(text: str | float | None) -> float | str | None:
+def as_threshold(value: str | float | None) -> float | str | None:
     """A threshold as it is typed: a number or one of MODES. Raises InputError."""
-    if text is None or isinstance(text, float) or text in MODES:
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"a threshold is a number from 0 to 1, {' or '.join(MODES)}") from None
+    if value is None or value in MODES:
+        return value
+    with suppress(ValueError):
+        if 0 <= float(value) <= 1:
+            return float(value)
+    raise InputError(f"the threshold (--threshold) is a number from 0 to 1, {' or '.join(MODES)}: give one")
 
 
 def _threshold(value: float | str | None, manifest: Mapping[str, Any]) -> float | str | None:
-    if value is None or value in MODES:
-        if value and value not in manifest.get("calibration", {}):
-            raise InputError(
-                f"the model has no {value} threshold: calibrate it with rows of `guardian labels` as --dev"
-            )
-        return value
-    if isinstance(value, str) or not 0 <= value <= 1:
-        raise InputError(f"the threshold is {value}: give a number from 0 to 1, {' or '.join(MODES)}")
-    return float(value)
+    checked = as_threshold(value)
+    if isinstance(checked, str) and checked not in manifest.get("calibration", {}):
+        raise InputError(
+            f"the model has no {checked} threshold: calibrate it with rows of `guardian labels` as --dev"
+        )
+    return checked
 
 
 def _loaded(model: str | Path | None, threads: int | None) -> tuple[Path, Engine]:

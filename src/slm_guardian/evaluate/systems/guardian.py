@@ -9,7 +9,7 @@ from pathlib import Path
 from slm_guardian.engines.http import HttpEngine
 from slm_guardian.engines.torch import TorchEngine
 from slm_guardian.evaluate.systems import Judged, digest, hash_files
-from slm_guardian.guardian import Guardian, as_threshold
+from slm_guardian.guardian import Guardian
 from slm_guardian.policy import Policy
 
 
@@ -36,7 +36,7 @@ def load(
     threads: int | None = None,
 ) -> GuardianSystem:
     """The guardian in the directory `target`, or the shipped one. Raises ModelError or PolicyError."""
-    guardian = Guardian.load(target, policy, as_threshold(threshold), threads)
+    guardian = Guardian.load(target, policy, threshold, threads)
     directory = Path(target or str(files("slm_guardian").joinpath("assets/mini")))
     if isinstance(guardian.engine, HttpEngine):
         directory = guardian.engine.directory
