@@ -1,7 +1,7 @@
 """Guardians on their way out: each file format gives the verdicts of the trained model.
 
-Tolerances on P(harm): 1e-6 in the same library and type, 1e-5 in ONNX and 1e-3 in llama.cpp with float32 weights, 0.02
-for the int8 of the embedded model and 0.05 for that of any causal one.
+Tolerances on P(harm): 1e-6 in the same library and type, 1e-5 in ONNX and 1e-3 in llama.cpp with float32 weights (0.02
+with 8-bit ones), 0.02 for the int8 of the embedded model and 0.05 for that of any causal one.
 """
 
 from __future__ import annotations
@@ -318,12 +318,15 @@ def llama_server(program: str, file: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_llama_cpp_judges_as_torch_does(family: str, root: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("f32", 1e-3), ("f16", 1e-3), ("bf16", 5e-3), ("q8_0", 0.02)]
+)
+def test_llama_cpp_judges_as_torch_does(family: str, kind: str, tolerance: float, root: Path) -> None:
     program = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
     if not program:
         pytest.skip("llama-server is not installed: put it on the PATH, or set LLAMA_SERVER")
-    model, out = trained(root / "cpp", family), root / f"{family}-cpp"
-    export_gguf(model, out, "f32")
+    model, out = trained(root / "cpp", family), root / f"{family}-cpp-{kind}"
+    export_gguf(model, out, kind)
     with llama_server(program, out / f"{out.name}.gguf") as address:
         remote = load(f"{address}?tokenizer={out}", root)
         found = remote.check(TEXTS, respond=False)
@@ -331,5 +334,5 @@ def test_llama_cpp_judges_as_torch_does(family: str, root: Path) -> None:
         prompt = local.layout.answer_prompt(local.layout.judge(TEXTS[0]), CATEGORIES[0])
         free = np.zeros(local.layout.size, np.float32)
         written = [list(e.write(prompt, len(prompt), free, 30)) for e in (local, remote.engine)]
-    assert distance(found, verdicts(model, root)) < 1e-3
-    assert written[0] == written[1]
+    assert distance(found, verdicts(model, root)) < tolerance
+    assert written[0] == written[1] or kind != "f32"

@@ -39,17 +39,19 @@ def export_onnx(
     """
     model = load_model(model_dir)
     out.mkdir(parents=True, exist_ok=True)
+    unfinished = out / ".unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     try:
-        shutil.rmtree(unfinished := out / ".unfinished", ignore_errors=True)  # of a run that was killed
         unfinished.mkdir()
         _write_graph(model, unfinished / "model.onnx", kind)
         files = [path.replace(out / path.name) for path in unfinished.iterdir()]
-        unfinished.rmdir()
         shutil.copyfile(model_dir / "tokenizer.json", out / "tokenizer.json")
     except OSError as error:
         raise GuardianError(
             f"cannot write to {out} ({error.strerror}): free some space, then run again"
         ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     manifest = read_manifest(model_dir) | {"sha256": file_sha256(out / "model.onnx")}
     write_json(out / "guardian.json", manifest)
     files += [out / "tokenizer.json", out / "guardian.json"]
