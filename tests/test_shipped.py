@@ -43,6 +43,13 @@ def test_the_papers_examples_are_unsafe_in_their_category(
     assert (verdict.label, verdict.category) == ("unsafe", category)
 
 
+def test_the_strict_mode_finds_all_of_them_and_passes_the_harmless_ones() -> None:
+    strict = Guardian.load(threshold="strict")
+    verdicts = strict.check([text for text, _ in POSTER], respond=False)
+    assert [v.category for v in verdicts] == [category for _, category in POSTER]
+    assert {v.label for v in strict.check(SAFE, respond=False)} == {"safe"}
+
+
 @pytest.mark.parametrize("text", SAFE)
 def test_harmless_queries_with_alarming_words_pass(guardian: Guardian, text: str) -> None:
     verdict = guardian.check(text)
