@@ -31,7 +31,6 @@ from slm_guardian.train import onnx_causal, stages
 from slm_guardian.train.export import export_onnx
 from slm_guardian.train.export_gguf import export_gguf, split_name
 from slm_guardian.train.export_hf import export_hf
-from slm_guardian.train.stages import load_model
 from small_guardians import CATEGORIES, FAMILIES, TEXTS, distance, load, lora, spread, trained, verdicts
 
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # of the tokenizer.json of Qwen and Llama 3
@@ -271,7 +270,7 @@ def test_a_causal_model_in_int8_judges_nearly_the_same(root: Path) -> None:
 
 
 def test_layers_that_keep_another_state_have_no_onnx_form(root: Path) -> None:
-    model = load_model(trained(root / "linear", "qwen3"))
+    model = stages.load_model(trained(root / "linear", "qwen3"))
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ModelError, match="linear_attention"):
         onnx_causal.write(model, root / "none.onnx")

@@ -17,7 +17,7 @@ from slm_guardian.errors import ModelError
 from slm_guardian.layout import Layout
 
 CAUSAL = {"attention": "causal"}  # property of a file whose query tokens do not see later ones
-_AWAY = np.float32(-1e4)  # added to the attention score of a token that must not be seen
+AWAY = np.float32(-1e4)  # added to the attention score of a token that must not be seen
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class OnnxEngine(Stepwise):
     def _feed(self, sequence: Sequence[int], prefix: int) -> dict[str, np.ndarray]:
         """Inputs for a whole sequence whose first `prefix` tokens see each other; the last two are selected."""
         length = len(sequence)
-        mask = np.triu(np.full((length, length), _AWAY), k=1)
+        mask = np.triu(np.full((length, length), AWAY), k=1)
         if not self._causal:
             mask[:prefix, :prefix] = 0
         return {

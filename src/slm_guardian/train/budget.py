@@ -17,7 +17,7 @@ import torch
 
 from slm_guardian.train import lora, pieces
 from slm_guardian.train.bases import Base, load_config
-from slm_guardian.train.data import Row, held
+from slm_guardian.train.data import Row
 from slm_guardian.train.loop import device
 from slm_guardian.train.tuning import Tuning
 
@@ -58,7 +58,8 @@ class Load:
         """The mean of some batches."""
         n = len(batches)
         answers = (len(r.ids) - 1 - r.answer for rows in batches for r in rows if r.answer is not None)
-        tokens = sum(held(rows, packed) for rows in batches)
+        lengths = [[len(row.ids) for row in rows] for rows in batches]
+        tokens = sum(sum(sizes) if packed else max(sizes) * len(sizes) for sizes in lengths)
         return cls(sum(map(len, batches)) // n, tokens // n, sum(answers) // n, written)
 
 

@@ -215,11 +215,13 @@ class Epochs:
         if self.tokens is None:
             yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
             return
-        batch: list[Row] = []
+        batch, total, longest = [], 0, 0
         for row in rows:
-            if batch and held([*batch, row], self.packed) > self.tokens:
+            size = len(row.ids)
+            total, longest = total + size, max(longest, size)
+            if batch and (total if self.packed else longest * (len(batch) + 1)) > self.tokens:
                 yield batch
-                batch = []
+                batch, total, longest = [], size, size
             batch.append(row)
         yield batch
 
@@ -240,12 +242,6 @@ def safety_rows(
         return rows
 
     return draw
-
-
-def held(rows: Sequence[Row], packed: bool = False) -> int:
-    """Tokens of a batch, with the padding that it needs unless it is packed."""
-    lengths = [len(row.ids) for row in rows]
-    return sum(lengths) if packed else max(lengths) * len(rows)
 
 
 def prefix_mask(rows: Sequence[Row], length: int) -> Tensor:

@@ -16,14 +16,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache, PreTrainedModel
 
-from slm_guardian.engines.onnx import CAUSAL
+from slm_guardian.engines.onnx import AWAY, CAUSAL
 from slm_guardian.errors import ModelError
 from slm_guardian.train.loss import logits
 
-INPUTS = ("ids", "positions", "mask", "past_keys", "past_values", "select", "tokens", "next")
 OUTPUTS = ("scores", "logits", "states", "keys", "values")
-TYPES = ("f32", "int8")
-_AWAY = -1e4  # added to the attention score of a token that must not be seen
 
 
 class _Decoder(nn.Module):
@@ -66,7 +63,7 @@ class _Decoder(nn.Module):
         if not window or kinds == {"full_attention"}:
             return mask
         behind = positions[:, None, :, None] - torch.arange(mask.shape[-1], device=mask.device)
-        sliding = mask.masked_fill(behind >= window, _AWAY)
+        sliding = mask.masked_fill(behind >= window, float(AWAY))
         return {"full_attention": mask, "sliding_attention": sliding} if len(kinds) > 1 else sliding
 
 
@@ -79,15 +76,16 @@ def write(model: PreTrainedModel, path: Path, kind: str = "f32") -> None:
 
     if odd := _layer_kinds(model) - {"full_attention", "sliding_attention"}:
         raise ModelError(f"layers of the kind {min(odd)} have no ONNX form here: use --to hf or --to gguf")
+    example = _example(model)
     model.float().eval().set_attn_implementation("eager")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that are not needed
     with warnings.catch_warnings(action="ignore"), torch.no_grad():  # the exporter's own, of several kinds
         program: Any = torch.onnx.export(
             _Decoder(model),
-            kwargs=_example(model),
+            kwargs=example,
             dynamo=True,
             dynamic_shapes=_shapes(),
-            input_names=INPUTS,
+            input_names=list(example),
             output_names=OUTPUTS,
             verbose=False,
         )

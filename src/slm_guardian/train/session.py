@@ -15,12 +15,11 @@ from slm_guardian.errors import InputError, ModelError
 from slm_guardian.example import expand, read_examples
 from slm_guardian.policy import Policy
 from slm_guardian.train import budget, parallel, pieces, stages
-from slm_guardian.train.bases import Base
+from slm_guardian.train.bases import Base, load_config
 from slm_guardian.train.corpora import chat_corpus, safety_corpora
 from slm_guardian.train.corpora import parallel as read_parallel
 from slm_guardian.train.data import Corpus, Encoder
 from slm_guardian.train.loop import LoopConfig, device
-from slm_guardian.train.loss import is_prefix
 from slm_guardian.train.teachers import ask, give_soft_labels, read_scores
 from slm_guardian.train.transfer import Alignment, teacher_vectors
 from slm_guardian.train.tuning import Learner, Tuning, learner
@@ -83,6 +82,10 @@ def train(plan: Plan, say: Callable[[str], object]) -> None:
     with parallel.session():
         if parallel.rank() > 0:
             say = lambda text: None  # noqa: E731
+        if (
+            plan.settings.packing and load_config(plan.base).model_type == "bert"
+        ):  # before anything long begins
+            raise InputError("--packing is for causal bases: leave it out for this one")
         torch.manual_seed(plan.config.seed)
         corpora = read(plan)
         say(f"Read {sum(len(c.examples) for c in corpora):,} rows of {len(corpora)} files")
@@ -92,8 +95,6 @@ def train(plan: Plan, say: Callable[[str], object]) -> None:
                 say(f"Teachers judged {give_soft_labels(corpora, read_scores(soft)):,} of them")
             ready = learner(plan.base, plan.names, plan.tuning, plan.row)
             alignment = _alignment(plan, ready, corpora)
-        if plan.settings.packing and is_prefix(ready.model):
-            raise InputError("--packing is for causal bases: leave it out for this one")
         if plan.sources.answers:
             say("Giving harmful rows the answer of their topic")
             stages.give_topic_answers(
