@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm_guardian.errors import DataError
+from slm_guardian.errors import DataError, GuardianError
 
 if TYPE_CHECKING:
     from slm_guardian.policy import Policy
@@ -211,6 +211,16 @@ def policy_examples(policies: Iterable[Policy]) -> list[Example]:
             rows += [dataclasses.replace(harmful, text=text) for text in category.harmful]
             rows += [dataclasses.replace(blank, label="safe", text=text) for text in category.safe]
     return rows
+
+
+def load_pyarrow() -> tuple[Any, Any]:
+    """`pyarrow` and `pyarrow.parquet`, which are an extra. Raises GuardianError where they are not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise GuardianError("Parquet files need pyarrow: pip install 'slm-guardian[parquet]'") from None
+    return pyarrow, pyarrow.parquet
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> int:

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from slm_guardian.errors import DataError, GuardianError
-from slm_guardian.example import LABELS, Example, from_row, read_rows
+from slm_guardian.errors import DataError
+from slm_guardian.example import LABELS, Example, from_row, load_pyarrow, read_rows
 
 DATA_ENV = "GUARDIAN_DATA"
 FOLDERS = ("", "public/dev", "seed")
@@ -287,12 +287,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    arrow, parquet = load_pyarrow()
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise GuardianError("Parquet files need pyarrow: pip install 'slm-guardian[parquet]'") from None
-    try:
-        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
-    except pyarrow.ArrowInvalid:
+        yield from enumerate(parquet.read_table(path).to_pylist(), 1)
+    except arrow.ArrowInvalid:
         raise DataError(f"{path} is not a Parquet file: get it again") from None

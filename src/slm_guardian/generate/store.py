@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm_guardian.errors import GuardianError, InputError
-from slm_guardian.example import Example, file_sha256, read_examples, write_json, write_jsonl
+from slm_guardian.errors import InputError
+from slm_guardian.example import Example, file_sha256, load_pyarrow, read_examples, write_json, write_jsonl
 from slm_guardian.generate.pipeline import Tally
 
 
@@ -78,14 +78,10 @@ def write_rows(path: Path, rows: Sequence[Example]) -> None:
     if path.suffix != ".parquet":
         write_jsonl(path, (row.to_dict() for row in rows))
         return
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise GuardianError("Parquet files need pyarrow: pip install 'slm-guardian[parquet]'") from None
+    arrow, parquet = load_pyarrow()
     keys = dict.fromkeys(key for row in rows for key in row.to_dict())
     columns = {key: [_plain(row.to_dict().get(key)) for row in rows] for key in keys}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    parquet.write_table(arrow.table(columns), path)
 
 
 def _plain(value: Any) -> Any:

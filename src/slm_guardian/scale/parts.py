@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_guardian.errors import DataError, GuardianError, InputError
-from slm_guardian.example import expand, write_json, write_jsonl
+from slm_guardian.errors import DataError, InputError
+from slm_guardian.example import expand, load_pyarrow, write_json, write_jsonl
 
 _SUFFIXES = (".jsonl", ".parquet")
 COLUMNS = {"row": "int64", "harm": "float64"}  # types of the output's columns that are not text
@@ -82,7 +82,7 @@ def write(part: Part, rows: Sequence[dict[str, Any]], out: Path) -> None:
     if path.suffix == ".jsonl":
         write_jsonl(partial, rows)
     else:
-        arrow, parquet = _pyarrow()
+        arrow, parquet = load_pyarrow()
         schema = arrow.schema([(name, COLUMNS.get(name, "string")) for name in rows[0]])
         parquet.write_table(arrow.Table.from_pylist(rows, schema), partial)
     partial.replace(path)
@@ -162,17 +162,8 @@ def _parquet_rows(part: Part) -> Iterator[Any]:
 
 
 def _parquet_file(path: Path) -> Any:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = load_pyarrow()
     try:
         return parquet.ParquetFile(path)
     except (arrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a Parquet file: get it again") from error
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise GuardianError("Parquet files need pyarrow: pip install 'slm-guardian[parquet]'") from None
-    return pyarrow, pyarrow.parquet
