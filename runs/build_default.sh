@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${DATA:?set DATA to the directory that holds seed/, public/ and parallel/}"
 OUT=${OUT:-runs/out/default}
-TRANSFER=1600 INSTRUCT=300 FIRST=5200 SECOND=1400
+TRANSFER=1600 INSTRUCT=300 FIRST=5200 SECOND=2600
 if [[ "${1:-}" == --fast ]]; then OUT=$OUT-fast TRANSFER=300 INSTRUCT=50 FIRST=800 SECOND=150; fi
 mkdir -p "$OUT"
 source runs/rows.sh
@@ -33,17 +33,23 @@ guardian train --stage instruct --base "$OUT/transfer" --data "$DATA/seed/train.
   --average 0 --steps $INSTRUCT --out "$OUT/instruct"
 
 # 4. Stage 2, safety: the joint loss over our corpus, its translations, contrast pairs, written and generated rows and
-#    public sets. Answers are the topics' ones: the rows' own responses proved too many for a model of this size. Then a
-#    short run at a lower rate over our own rows, talk and everyday queries, without answers, which the export chooses by
-#    meaning. The average of the weights of both is better than either.
+#    public sets. Answers are the topics' ones: the rows' own responses proved too many for a model of this size. Then two
+#    shorter runs from there at a lower rate over our own rows, talk and everyday queries, with what earlier guards say of
+#    them and without answers, which the export chooses by meaning; the third has some more rows. The average of the
+#    weights of all is better than any one; --fast does without the third.
 guardian train "${first[@]}" --base "$OUT/instruct" --steps $FIRST --out "$OUT/first"
-guardian train "${second[@]}" --base "$OUT/first" --steps $SECOND --out "$OUT/second"
-guardian average "$OUT/first" "$OUT/second" --out "$OUT/final"
+guardian train "${second[@]}" "${taught[@]}" --base "$OUT/first" --steps $SECOND --out "$OUT/second"
+parts=("$OUT/first" "$OUT/second")
+if [[ "${1:-}" != --fast ]]; then
+  guardian train "${third[@]}" "${taught[@]}" --base "$OUT/first" --steps $SECOND --out "$OUT/third"
+  parts+=("$OUT/third")
+fi
+guardian average "${parts[@]}" --out "$OUT/final"
 
 # 5. Export (int8 ONNX), calibrate what is shipped (rows on which readers disagree give the strict and the loose
 #    threshold; --fast does without), measure it.
 guardian export --model "$OUT/final" --answers corpus/answers.jsonl \
-  --examples corpus/topics.jsonl --out "$OUT/mini"
+  --examples corpus/topics.jsonl --examples corpus/placed.jsonl --out "$OUT/mini"
 if [[ "${1:-}" != --fast && ! -f $tiers/rows.jsonl ]]; then
   guardian labels --data "$DATA/seed/train.jsonl" --data "$DATA/seed/dev.jsonl" --out "$tiers"
 fi

@@ -9,8 +9,10 @@ for name in chatbot.ko 3i4k.ko kullm_user.ko sae4k.ko banking77.en clinc150.en c
   everyday+=(--noisy "$DATA/public/train/$name.jsonl")
 done
 first=("${common[@]}" "${ours[@]}" --answered 0.12 --translations "corpus/translations.*.jsonl" --noisy "$DATA/public/train/*.jsonl")
-second=("${common[@]}" "${ours[@]}" --answered 0 --data corpus/talk.jsonl "${everyday[@]}" --cap 1200
-  --lr 6e-5 --embedding-lr 2e-4 --seed 2)
+second=("${common[@]}" "${ours[@]}" --answered 0 --data corpus/talk.jsonl --translations "corpus/translations.*.jsonl"
+  "${everyday[@]}" --cap 4000 --lr 8e-5 --embedding-lr 2.5e-4 --seed 3)
+third=("${second[@]}" --data corpus/works.jsonl)
+taught=(--soft-labels corpus/teachers.jsonl.gz)
 tiers=$OUT/tiers # the dev rows are the last ones in it
 
 calibrated() { # MODEL: thresholds for the false-positive rates that the README states
