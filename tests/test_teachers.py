@@ -85,6 +85,8 @@ def test_training_follows_its_teachers(tmp_path: Path) -> None:
     guardian(*own, "-o", tmp_path / "alone")
     taught, alone = (curve(tmp_path / name)[-1]["auroc_en"] for name in ("taught", "alone"))
     assert taught < 0.4 < 0.6 < alone  # a teacher that is always wrong teaches just that
+    guardian("card", "--model", tmp_path / "taught", "-o", tmp_path / "card.md")
+    assert f"safety {len(rows()):,} rows" in (tmp_path / "card.md").read_text("utf-8")
 
 
 def test_a_guard_is_asked_about_every_row_once(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def _training(manifest: Mapping[str, Any]) -> str:
         + (", ".join(f"{k}: {v}" for k, v in rejected.items()) or "none")
         + ".",
     ]
+    taught = [
+        f"{name} {s['taught']:,} rows" for name, s in manifest.get("stages", {}).items() if "taught" in s
+    ]
+    if taught:
+        lines += ["", "Teachers, other guards' P(harm) beside the labels: " + ", ".join(taught) + "."]
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from slm_guardian.policy import Policy
 from slm_guardian.train import lora, parallel, pieces
 from slm_guardian.train.bases import base_of
 from slm_guardian.train.corpora import parallel as read_parallel
-from slm_guardian.train.data import Corpus, Encoder, Epochs, Row, safety_rows
+from slm_guardian.train.data import SOFT, Corpus, Encoder, Epochs, Row, safety_rows
 from slm_guardian.train.loop import LoopConfig, device, run
 from slm_guardian.train.loss import JointLoss, is_prefix, judge
 from slm_guardian.train.topics import answer_by_topic, read_topics
@@ -267,13 +267,15 @@ def extended(
     settings: dict[str, object],
     tokens: Sequence[int],
 ) -> dict[str, object]:
-    """The base's manifest with this stage added: settings, corpora, policies, rejects, answer tokens."""
+    """The base's manifest with this stage added: settings, corpora, policies, rejects, teachers, answer tokens."""
     done = manifest.get("stages")
     stages = dict(done) if isinstance(done, dict) else {}
+    taught = sum(SOFT in e.extra for c in corpora for e in c.examples)
     stages[stage] = {
         **settings,
         "corpora": [c.manifest() for c in corpora],
         "rejected_responses": dict(encoder.rejects),
+        **({"taught": taught} if taught else {}),
     }
     return {
         "family": "prefix" if is_prefix(model) else "causal",
