@@ -304,6 +304,14 @@ def test_the_shipped_guardian_is_a_system(file: Path, tmp_path: Path) -> None:
     assert 0 <= entry["auroc"] <= 1
 
 
+def test_each_set_is_drawn_with_its_own_threshold(file: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "other.jsonl", rows())
+    system = Fixed([Judged(0.1, threshold=0.25)] * 10 + [Judged(0.9, threshold=0.75)] * 10)
+    evaluate_system(system, [load_dataset(file), load_dataset(tmp_path / "other.jsonl")], None, tmp_path)
+    picture = (tmp_path / "figures.svg").read_text(encoding="utf-8")
+    assert (picture.count("at 0.25"), picture.count("at 0.75")) == (1, 1)
+
+
 def test_hard_labels_have_no_ranking_metrics(file: Path, tmp_path: Path) -> None:
     labels = [Judged(None, "insult", label="unsafe"), *[Judged(None, label="safe")] * 8]
     system = Fixed([*labels, Judged(None, error="refused")])

@@ -15,8 +15,8 @@ from slm_guardian.evaluate.resample import Floats
 _SAFE, _UNSAFE = "#3b7ea1", "#c4473a"
 
 
-def draw(results: Mapping[str, tuple[Bools, Floats]], threshold: float, path: str | os.PathLike[str]) -> bool:
-    """Draw {name: (labels, scores)} into one SVG file. Returns False when matplotlib is not installed."""
+def draw(results: Mapping[str, tuple[Bools, Floats, float]], path: str | os.PathLike[str]) -> bool:
+    """Draw {name: (labels, scores, threshold)} into one SVG file. Returns False when matplotlib is not installed."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -28,7 +28,9 @@ def draw(results: Mapping[str, tuple[Bools, Floats]], threshold: float, path: st
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "slm-guardian"}):
         figure = Figure(figsize=(11, 3.3 * len(results)), layout="constrained")
         panels = figure.subplots(len(results), 3, squeeze=False)
-        for (name, (labels, scores)), (left, middle, right) in zip(results.items(), panels, strict=True):
+        for (name, (labels, scores, threshold)), (left, middle, right) in zip(
+            results.items(), panels, strict=True
+        ):
             _roc(left, labels, scores, threshold)
             _reliability(middle, labels, scores)
             _histogram(right, labels, scores, threshold)

@@ -184,9 +184,12 @@ def _write(
     names = ["metrics.json", "predictions.jsonl", "report.md"]
     write_json(out / "metrics.json", metrics)
     write_jsonl(out / "predictions.jsonl", _predictions(outcomes, threshold, with_text))
-    curves = {o.dataset.name: (o.labels, scores) for o in outcomes if (scores := o.scores) is not None}
-    limit = float(np.median(np.concatenate([o.thresholds(threshold) for o in outcomes])))
-    drawn = bool(curves) and draw(curves, limit, out / "figures.svg")
+    curves = {  # policies have a threshold each: a set is drawn with that of most of its rows
+        o.dataset.name: (o.labels, scores, float(np.median(o.thresholds(threshold))))
+        for o in outcomes
+        if (scores := o.scores) is not None
+    }
+    drawn = bool(curves) and draw(curves, out / "figures.svg")
     (out / "report.md").write_text(render(metrics, "figures.svg" if drawn else None), encoding="utf-8")
     names += ["figures.svg"] if drawn else []
     manifest = {
